@@ -1,0 +1,1 @@
+"""Scoring rules; no torch."""

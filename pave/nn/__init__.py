@@ -1,0 +1,1 @@
+"""The patch: plain torch."""

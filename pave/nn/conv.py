@@ -1,0 +1,85 @@
+"""The convolutional input map: a 1x1x1 stem and stages of bottleneck blocks; time is never strided."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class ChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels of float[B,C,K,H,W], at each position by itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float[B,C,K,H,W] -> same shape"""
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+class Stem(nn.Module):
+    """1x1x1 convolution, norm, ReLU."""
+
+    def __init__(self, dim_in: int, dim_out: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(dim_in, dim_out, 1, bias=False)
+        self.norm = ChannelNorm(dim_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float[B,C,K,H,W] -> float[B,C',K,H,W]"""
+        return F.relu(self.norm(self.conv(x)))
+
+
+class Bottleneck(nn.Module):
+    """3x1x1 over time, 1x3x3 over space, 1x1x1 out, and a shortcut."""
+
+    def __init__(self, dim_in: int, inner: int, dim_out: int, stride: int, dilation: int) -> None:
+        super().__init__()
+        self.time = nn.Conv3d(dim_in, inner, (3, 1, 1), padding=(1, 0, 0), bias=False)
+        self.time_norm = ChannelNorm(inner)
+        self.space = nn.Conv3d(
+            inner, inner, (1, 3, 3), (1, stride, stride), (0, dilation, dilation), (1, dilation, dilation), bias=False
+        )
+        self.space_norm = ChannelNorm(inner)
+        self.out = nn.Conv3d(inner, dim_out, 1, bias=False)
+        self.out_norm = ChannelNorm(dim_out)
+        changes = dim_in != dim_out or stride != 1
+        self.skip = nn.Conv3d(dim_in, dim_out, 1, (1, stride, stride), bias=False) if changes else None
+        self.skip_norm = ChannelNorm(dim_out) if changes else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float[B,C,K,H,W] -> float[B,C',K,H',W']"""
+        y = F.relu(self.time_norm(self.time(x)))
+        y = F.relu(self.space_norm(self.space(y)))
+        y = self.out_norm(self.out(y))
+        return F.relu(y + (x if self.skip is None or self.skip_norm is None else self.skip_norm(self.skip(x))))
+
+
+class ConvMap(nn.ModuleList):
+    """The stages; entry 0 of the three lists belongs to the stem and is not used."""
+
+    def __init__(
+        self, dim_in: int, width: int, blocks: Sequence[int], strides: Sequence[int], scales: Sequence[int]
+    ) -> None:
+        widths = [width]
+        for scale in scales[1:]:
+            widths.append(widths[-1] * scale)
+        stages: list[nn.Module] = [Stem(dim_in, width)]
+        for i, (before, after) in enumerate(pairwise(widths), start=1):
+            dilation = 2 if i == len(widths) - 1 else 1
+            first = Bottleneck(before, before, after, strides[i], dilation)
+            rest = [Bottleneck(after, before, after, 1, dilation) for _ in range(blocks[i] - 1)]
+            stages.append(nn.ModuleList([first, *rest]))
+        super().__init__(stages)
+        self.width = widths[-1]
+
+    def forward(self, x: Tensor, steps: Sequence[int]) -> Tensor:
+        """float[B,K,H,W,C] -> float[B,K,H',W',width]; steps beyond a sample's own are as good as absent."""
+        inside = torch.arange(x.shape[1]) < torch.tensor(steps)[:, None]
+        inside = inside[:, None, :, None, None].to(x)
+        stem, *stages = self
+        x = stem(x.movedim(-1, 1))
+        for block in (block for stage in stages for block in stage):
+            x = block(x * inside)
+        return x.movedim(1, -1)

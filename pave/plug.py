@@ -1,0 +1,33 @@
+"""The module name is the registry: pave/sides/audio.py is the side `audio`; a dotted name loads a user's own module."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Iterable
+from types import ModuleType
+
+from pave.types import UserError
+
+
+def names(kind: str) -> list[str]:
+    """Sorted names of all built-in plugins of a kind (`sides`, `bases`, `tasks`); imports none of them."""
+    package = importlib.import_module(f"pave.{kind}")
+    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """The end of an error message: the closest allowed name, or all of them."""
+    allowed = sorted(allowed)
+    close = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
+    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(allowed)}"
+
+
+def load(kind: str, name: str) -> ModuleType:
+    """Import plugin `name`; an error inside the plugin comes through untouched. Raises UserError if there is none."""
+    if "." in name:
+        return importlib.import_module(name)
+    if name not in names(kind):
+        raise UserError(f"no {kind[:-1]} named '{name}'; {nearest(name, names(kind))}")
+    return importlib.import_module(f"pave.{kind}.{name}")

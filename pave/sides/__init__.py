@@ -1,0 +1,1 @@
+"""Side-channels: how a file becomes SideTokens and how a video becomes a file."""

@@ -1,0 +1,1 @@
+"""Data sets and benchmarks: questions, prompts, targets, scores; no torch."""

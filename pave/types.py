@@ -1,0 +1,66 @@
+"""The data that flows through pave, and the letters of its shapes.
+
+B batch, T video frames, S tokens a frame, K side steps, P tokens a step, C side width, Q query width, D LLM width,
+L text length, N video tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+
+class UserError(ValueError):
+    """Something the user can mend: one line with the file, what was found, what was expected and what to do."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question about one video; made by a task, JSON-able."""
+
+    qid: str
+    video: str
+    text: str
+    answers: tuple[str, ...]
+    group: str = ""
+    history: tuple[tuple[str, str], ...] = ()
+    """Earlier (question, answer) turns of the same conversation."""
+
+
+class Clip(NamedTuple):
+    """Decoded key frames."""
+
+    frames: np.ndarray
+    """uint8[T,H,W,3]"""
+    seconds: np.ndarray
+    """float[T], when each frame is shown."""
+
+
+class SideTokens(NamedTuple):
+    """Tokens of one side-channel of one video."""
+
+    x: Tensor
+    """float[K,P,C]"""
+    seconds: Tensor | None = None
+    """float[K], the middle of what each step covers, or None where the channel has no clock."""
+
+
+class VideoTokens(NamedTuple):
+    """What a base makes of the key frames."""
+
+    query: Tensor
+    """float[B,T,S,Q], the tower's features before the projector."""
+    embeds: Tensor
+    """float[B,T,S,D], after the projector."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One answer of a model, as one line of predictions.jsonl."""
+
+    qid: str
+    text: str
