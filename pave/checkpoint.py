@@ -2,12 +2,111 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
+import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pave.nn.patch import Patch
+from pave import config as configs
+from pave import lora, plug
+from pave.config import BaseConfig, Config, LoraConfig, PatchConfig
+from pave.io.atomic import atomic_folder
+from pave.model import Pave
+from pave.nn.patch import ConvShape, Patch
+from pave.types import UserError
+
+PATCH_FILE, ADAPTER_FILE, CONFIG_FILE = "patch.safetensors", "adapter_model.safetensors", "pave.yaml"
+OFFICIAL_PATCH_FILES = ("non_lora_trainables.bin", "mm_projector.bin")
+
+
+def load_base(config: BaseConfig, weights: bool = True, trim_vocabulary: bool = True) -> Any:
+    """The base that a config names; frozen."""
+    base = plug.load("bases", config.name).load(
+        configs.resolve(config.path),
+        newline=config.newline,
+        pool=config.pool,
+        dtype=getattr(torch, config.dtype),
+        attention=config.attention,
+        vision_heads=config.vision_heads,
+        trim_vocabulary=trim_vocabulary,
+        weights=weights,
+    )
+    lora.freeze(base)
+    return base
+
+
+def make_patch(config: PatchConfig, query_dim: int, embed_dim: int) -> Patch:
+    """A fresh patch of a config's geometry, between a base's query and LLM widths."""
+    conv = None
+    if config.conv_blocks:
+        conv = ConvShape(tuple(config.conv_blocks), tuple(config.conv_strides), tuple(config.conv_scales))
+    return Patch(
+        config.dim,
+        query_dim,
+        embed_dim,
+        width=config.width,
+        side_width=config.side_width,
+        heads=config.heads,
+        depth=config.depth,
+        rope=config.rope,
+        conv=conv,
+        queries=(config.queries[0], config.queries[1]) if config.queries else None,
+        values=config.values,
+        neighborhood=config.neighborhood,
+        reach=config.reach,
+        kernel=config.kernel,
+    )
+
+
+def create(config: Config, weights: bool = True) -> Pave:
+    """A fresh model: frozen base, LoRA and patches that change nothing yet. Without weights: shapes only."""
+    base = load_base(config.base, weights)
+    with torch.device("cpu" if weights else "meta"):
+        lora.inject(base.hf, base.lora_targets, config.lora)
+        patches = {name: make_patch(side, base.query_dim, base.embed_dim) for name, side in config.sides.items()}
+        return Pave(base, patches)
+
+
+def write(model: Pave, config: Config, folder: Path) -> None:
+    """Our files into an existing folder; `save` is the safe way to a finished one."""
+    (folder / CONFIG_FILE).write_text(configs.dump(config))
+    save_file({k: v.detach().contiguous().cpu() for k, v in model.patches.state_dict().items()}, folder / PATCH_FILE)
+    if config.lora.r:
+        lora.write_settings(model.base.lora_targets, config.lora, config.base.path, folder)
+        save_file({k: v.contiguous().cpu() for k, v in lora.state(model.base.hf).items()}, folder / ADAPTER_FILE)
+
+
+def save(model: Pave, config: Config, folder: Path) -> None:
+    """Write a patch folder whole or not at all."""
+    with atomic_folder(folder) as temporary:
+        write(model, config, temporary)
+
+
+def load(folder: Path, base: str | None = None) -> tuple[Pave, Config]:
+    """A trained model from a folder of ours; `base` overrides the recorded path. Strict."""
+    config = configs.load(folder / CONFIG_FILE)
+    if base is not None:
+        config = dataclasses.replace(config, base=dataclasses.replace(config.base, path=base))
+    model = create(config)
+    read(model, config, folder)
+    return model.eval(), config
+
+
+def read(model: Pave, config: Config, folder: Path) -> None:
+    """Fill a model from a folder's tensors. Raises UserError naming a missing, extra or misshapen tensor."""
+    file = folder / PATCH_FILE
+    tensors = _tensors(file)
+    lora.check_same(_shapes(model.patches.state_dict()), _shapes(tensors), file)
+    model.patches.load_state_dict(tensors)
+    if config.lora.r:
+        lora.load_state(model.base.hf, _tensors(folder / ADAPTER_FILE), folder / ADAPTER_FILE)
+
 
 # Ours -> official. The only place, beside the glossary, where the old names stand.
 _OFFICIAL_PATCH_NAMES = (
@@ -41,3 +140,85 @@ def rename_patch(patch: Patch, state: Mapping[str, Tensor]) -> dict[str, Tensor]
     ours = {official_patch_name(name): name for name in patch.state_dict()}
     # Quirk: start_end_tokens may be saved and is never read by the patch (reference.md C1).
     return {ours.get(name, name): x for name, x in state.items() if name != "start_end_tokens"}
+
+
+def is_official(folder: Path) -> bool:
+    """Whether a folder holds a checkpoint in the released layout."""
+    return any((folder / name).is_file() for name in OFFICIAL_PATCH_FILES)
+
+
+def load_official(folder: Path, base: BaseConfig, side: str = "audio", rope: bool = False) -> tuple[Pave, Config]:
+    """A released single-channel checkpoint on `base`; its shapes come from the weights, strictly.
+
+    Neither the side's name nor 3D rope stand in the files, so they are arguments.
+    """
+    settings = json.loads((folder / "config.json").read_text())
+    kind, combine = settings.get("temporal_aggregator_type"), settings.get("feat_combine_method")
+    if kind not in ("pmv5", "ssmv5") or combine != "add":
+        raise UserError(f"{folder}/config.json: patch type {kind!r} combined by {combine!r}; expected pmv5 and add")
+    file = next(folder / name for name in OFFICIAL_PATCH_FILES if (folder / name).is_file())
+    state = _official_patch_state(file)
+    adapter = folder / ADAPTER_FILE
+    adapter_settings = json.loads((folder / "adapter_config.json").read_text()) if adapter.is_file() else {"r": 0}
+    config = Config(
+        base=dataclasses.replace(base, newline=settings["mm_newline_position"]),
+        sides={side: infer_patch(state, rope)},
+        lora=LoraConfig(
+            adapter_settings["r"], adapter_settings.get("lora_alpha", 16), adapter_settings.get("lora_dropout", 0.05)
+        ),
+    )
+    model = create(config)
+    patch = model.patches[side]
+    assert isinstance(patch, Patch)
+    renamed = rename_patch(patch, state)
+    lora.check_same(_shapes(patch.state_dict()), _shapes(renamed), file)
+    patch.load_state_dict(renamed)
+    if config.lora.r:
+        language = {
+            re.sub(r"^(base_model\.model\.model\.)layers", r"\1language_model.layers", k): v
+            for k, v in _tensors(adapter).items()
+        }
+        lora.load_state(model.base.hf, language, adapter)
+    return model.eval(), config
+
+
+def infer_patch(state: Mapping[str, Tensor], rope: bool = False) -> PatchConfig:
+    """The geometry of an official patch state (linear input map); heads are 4, or 128 channels each with rope."""
+    depth = len({name.split(".")[1] for name in state if name.startswith("cross_attn_layers.")})
+    side_width, dim = state["input_mapping.weight"].shape
+    width = state["cross_attn_layers.0.attn.q_linear.weight"].shape[0]
+    learnable = state.get("learnable_query")
+    return PatchConfig(
+        dim=dim,
+        width=width,
+        side_width=side_width,
+        heads=width // 128 if rope else 4,
+        depth=depth,
+        rope=rope,
+        queries=[] if learnable is None else list(learnable.shape[:2]),
+    )
+
+
+def _official_patch_state(file: Path) -> dict[str, Tensor]:
+    """Patch tensors without their prefix, float32. Raises UserError for anything else in the file."""
+    state = torch.load(file, map_location="cpu", weights_only=True)
+    pattern = re.compile(r"(?:base_model\.model\.)?model\.temporal_aggregator\.(.+)")
+    found = {name: pattern.fullmatch(name) for name in state}
+    strange = [name for name, match in found.items() if match is None]
+    if strange:
+        raise UserError(f"{file}: tensor '{strange[0]}' is not part of a single-channel patch ({len(strange)} such)")
+    return {match[1]: state[name].float() for name, match in found.items() if match is not None}
+
+
+def _tensors(file: Path) -> dict[str, Tensor]:
+    """A safetensors file. Raises UserError where it is missing or broken."""
+    if not file.is_file():
+        raise UserError(f"{file}: no such file; expected a folder that `pave train` wrote")
+    try:
+        return load_file(file)
+    except Exception as error:
+        raise UserError(f"{file}: not a safetensors file ({error})") from error
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(x.shape) for name, x in state.items()}

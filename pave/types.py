@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+VIDEO = -200
+"""Stands for visual tokens among token ids."""
+IGNORE = -100
+"""A label that is not learnt."""
+
+
 class UserError(ValueError):
     """Something the user can mend: one line with the file, what was found, what was expected and what to do."""
 

@@ -1,0 +1,182 @@
+"""The configuration of a run: frozen dataclasses, strict YAML, key=value overrides; dataclass < YAML < key=value."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pave.plug import nearest
+from pave.types import UserError
+
+# OmegaConf reads the annotations at run time, so optional fields are spelled Optional (Python 3.10).
+
+
+@dataclass(frozen=True)
+class BaseConfig:
+    """The frozen video language model."""
+
+    name: str = "llava_onevision"
+    """Plugin in pave/bases."""
+    path: str = "lmms-lab/llava-onevision-qwen2-0.5b-ov"
+    """Folder or hub name; `asset:NAME` is a folder that ships with pave."""
+    frames: int = 32
+    """T, key frames a video, sampled uniformly."""
+    newline: Literal["grid", "frame", "one_token", "no_token"] = "grid"
+    """Where the learned newline vector stands among the visual tokens."""
+    pool: Literal["bilinear", "average", "max"] | None = None
+    """Pooling of the tower's grid; None takes the base's own."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    """Of the frozen weights."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Kernel of the tower and the LLM."""
+    vision_heads: int | None = None
+    """Attention heads of the tower, where neither files nor width tell."""
+
+
+@dataclass(frozen=True)
+class PatchConfig:
+    """One side-channel and its patch; the defaults are the released recipe."""
+
+    dim: int = 1024
+    """C, width of the side tokens."""
+    width: int = 512
+    """H, inner width."""
+    side_width: int = 512
+    """Width of the mapped side tokens."""
+    heads: int = 4
+    """Attention heads."""
+    depth: int = 2
+    """Cross-attention layers; the release uses 3 for Music-AVQA."""
+    rope: bool = False
+    """3D rotary embedding; on only in the released 0.5B enhanced-video patch."""
+    conv_blocks: list[int] = field(default_factory=list)
+    """Blocks of each stage of a convolutional input map; empty: a linear map."""
+    conv_strides: list[int] = field(default_factory=list)
+    """Spatial stride of each stage."""
+    conv_scales: list[int] = field(default_factory=list)
+    """Factor on the width at each stage."""
+    queries: list[int] = field(default_factory=list)
+    """[frames, tokens] of learnable queries; empty: the video's own tokens."""
+    values: Literal["key", "own"] = "key"
+    """Which projection makes the values; `key` is the released one."""
+    neighborhood: Literal["chunks", "centered", "seconds", "global"] = "chunks"
+    """N(k): which steps a frame sees."""
+    reach: float = 0.0
+    """Of the neighbourhood: steps (centered) or seconds to either side (seconds)."""
+    kernel: Literal["sdpa", "flash"] = "sdpa"
+    """Attention kernel of the patch."""
+    features: str = ""
+    """Folder with this side's feature files, inside the data root unless absolute."""
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """LoRA on every projection of the LLM's layers."""
+
+    r: int = 64
+    """Rank; 0 trains the patch alone."""
+    alpha: int = 16
+    """Scale is alpha / r."""
+    dropout: float = 0.05
+    """On the input of the adapter."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where questions, videos and features are."""
+
+    task: str = "sideworld"
+    """Plugin in pave/tasks."""
+    root: str = "data"
+    """Folder of the data set."""
+    train_split: str = "train"
+    """Questions to learn from."""
+    eval_split: str = "test"
+    """Questions to answer."""
+    mask: Literal["answers", "release"] = "answers"
+    """Supervised tokens: the answers, or all that the released code supervised."""
+    max_length: int = 32768
+    """Longest sequence after the visual tokens are in; the end is cut."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run. `train` holds transformers.TrainingArguments under their own names."""
+
+    base: BaseConfig = field(default_factory=BaseConfig)
+    sides: dict[str, PatchConfig] = field(default_factory=dict)
+    """Side-channels by the name of their plugin in pave/sides."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    patch_lr: float | None = None
+    """Learning rate of the patches; None takes the one of LoRA, train.learning_rate."""
+    train: dict[str, Any] = field(default_factory=dict)
+    """Overrides of the published training recipe (pave/train.py) and any other TrainingArguments."""
+
+
+def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
+    """A Config from YAML and `key=value` overrides. Raises UserError with the nearest valid name."""
+    from omegaconf import OmegaConf
+    from yaml import YAMLError
+
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such config; `pave list` names the shipped ones")
+    try:
+        layers = [OmegaConf.load(path)]
+    except YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    for override in overrides:
+        if "=" not in override:
+            raise UserError(f"'{override}': expected key=value, for example train.learning_rate=1e-4")
+        layers.append(OmegaConf.from_dotlist([override]))
+    return from_layers([(str(path), layers[0]), *zip(overrides, layers[1:])])
+
+
+def from_layers(layers: Sequence[tuple[str, Any]]) -> Config:
+    """Merge (origin, values) layers over the defaults, each checked against the dataclasses."""
+    from omegaconf import OmegaConf, ValidationError
+    from omegaconf.errors import ConfigAttributeError, ConfigKeyError
+
+    merged = OmegaConf.structured(Config)
+    for origin, values in layers:
+        try:
+            merged = OmegaConf.merge(merged, values)
+        except (ConfigKeyError, ConfigAttributeError) as error:
+            known = [f.name for f in dataclasses.fields(error.object_type)]  # type: ignore[arg-type]
+            raise UserError(f"{origin}: unknown key '{error.full_key}'; {nearest(str(error.key), known)}") from error
+        except ValidationError as error:
+            raise UserError(f"{origin}: {_explain(error)}") from error
+    config = OmegaConf.to_object(merged)
+    assert isinstance(config, Config)
+    return config
+
+
+def _explain(error: Any) -> str:
+    """One line of an OmegaConf ValidationError: key, value, what was expected."""
+    text = str(error).splitlines()[0]
+    if error.object_type is not None and error.full_key and isinstance(error.value, str):
+        hint = typing.get_type_hints(error.object_type).get(str(error.key))
+        choices = [c for h in (hint, *typing.get_args(hint)) if typing.get_origin(h) is Literal for c in get_args(h)]
+        if choices:
+            return f"'{error.full_key}' cannot be '{error.value}'; {nearest(error.value, choices)}"
+    return f"'{error.full_key}': {text}" if error.full_key else text
+
+
+def dump(config: Config) -> str:
+    """The resolved config as YAML that `load` reads back."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def resolve(path: str) -> str:
+    """`asset:NAME` -> the folder or file inside the package; anything else as it is, with ~ expanded."""
+    if path.startswith("asset:"):
+        return str(Path(__file__).parent / "assets" / path.removeprefix("asset:"))
+    return os.path.expanduser(path)

@@ -1,0 +1,168 @@
+"""Question -> Sample -> batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from pave import plug
+from pave.config import Config
+from pave.types import IGNORE, VIDEO, Clip, Question, SideTokens, UserError
+
+
+class Sample(NamedTuple):
+    """One question, ready for a model."""
+
+    ids: list[int]
+    """With VIDEO at every visual position."""
+    labels: list[int]
+    pixels: Tensor | None
+    """float[T,3,h,w]"""
+    frame_seconds: Tensor | None
+    """float[T]"""
+    sides: Mapping[str, SideTokens | None]
+    """None where this sample has no such side-channel."""
+
+
+def expand(ids: Sequence[int], labels: Sequence[int], visual: int, max_length: int) -> tuple[list[int], list[int]]:
+    """Make room: each VIDEO becomes `visual` of them, labels IGNORE; then the end beyond `max_length` is cut."""
+    pairs = [
+        pair for i, label in zip(ids, labels) for pair in ([(VIDEO, IGNORE)] * visual if i == VIDEO else [(i, label)])
+    ]
+    wide_ids, wide_labels = zip(*pairs[:max_length])
+    return list(wide_ids), list(wide_labels)
+
+
+def pad(rows: Sequence[Sequence[int]], value: int, left: bool = False) -> Tensor:
+    """int[B,L] from ragged rows, padded at the right or left."""
+    length = max(map(len, rows))
+    padded = [[value] * (length - len(r)) + list(r) if left else list(r) + [value] * (length - len(r)) for r in rows]
+    return torch.tensor(padded)
+
+
+def collate(samples: Sequence[Sample], pad_id: int, left: bool = False) -> dict[str, Any]:
+    """A batch for Pave.forward; pad at the left for generation."""
+    ids = pad([s.ids for s in samples], pad_id, left)
+    batch: dict[str, Any] = {
+        "ids": ids,
+        "labels": pad([s.labels for s in samples], IGNORE, left),
+        "mask": pad([[1] * len(s.ids) for s in samples], 0, left).bool(),
+    }
+    videos = [s.pixels for s in samples if s.pixels is not None]
+    if videos:
+        batch["pixels"] = torch.stack(videos)
+        if all(s.frame_seconds is not None for s in samples):
+            batch["frame_seconds"] = [s.frame_seconds for s in samples]
+    batch["sides"] = {name: side for name in samples[0].sides if (side := _stack([s.sides[name] for s in samples]))}
+    return batch
+
+
+def _stack(tokens: Sequence[SideTokens | None]) -> dict[str, Any] | None:
+    """SideBatch of one channel, zero-padded in time; None if no sample has it."""
+    present = [t for t in tokens if t is not None]
+    if not present:
+        return None
+    steps = [0 if t is None else len(t.x) for t in tokens]
+    x = present[0].x.new_zeros(len(tokens), max(steps), *present[0].x.shape[1:])
+    for row, t in zip(x, tokens):
+        if t is not None:
+            row[: len(t.x)] = t.x
+    clocked = all(t.seconds is not None for t in present)
+    seconds = [torch.empty(0) if t is None or t.seconds is None else t.seconds for t in tokens] if clocked else None
+    return {"x": x, "steps": steps, "seconds": seconds}
+
+
+class Questions(Dataset[Sample]):
+    """The questions of one split with their videos and features, read when asked for."""
+
+    def __init__(self, config: Config, base: Any, split: str, with_answers: bool) -> None:
+        self.config, self.base, self.with_answers = config, base, with_answers
+        self.root = Path(config.data.root)
+        self.task: ModuleType = plug.load("tasks", config.data.task)
+        self.questions: list[Question] = self.task.load(split, self.root)
+        self.readers: dict[str, Callable[[Path], SideTokens]] = {n: plug.load("sides", n).load for n in config.sides}
+        self.donors = list(range(len(self.questions)))
+        """Whose side-channels each question gets: its own, unless shuffled."""
+        self.check()
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    def check(self) -> None:
+        """Every file must be there before anything starts. Raises UserError naming the first and counting the rest."""
+        files = {self.video(q): "video" for q in self.questions}
+        files |= {self.features(name, q): f"{name} features" for name in self.readers for q in self.questions}
+        missing = [(file, what) for file, what in files.items() if not file.exists()]
+        if missing:
+            file, what = missing[0]
+            hint = "" if what == "video" else f"; run `pave extract {what.split()[0]}` first"
+            raise UserError(f"{file}: no such {what} file ({len(missing)} of {len(files)} files are missing){hint}")
+
+    def video(self, question: Question) -> Path:
+        """Path of a question's video. Raises UserError if it climbs out of the data root."""
+        path = self.root / question.video
+        if not path.resolve().is_relative_to(self.root.resolve()):
+            raise UserError(f"{question.video}: question {question.qid} points outside the data root {self.root}")
+        return path
+
+    def features(self, side: str, question: Question) -> Path:
+        """Path of a question's feature file."""
+        return self.root / self.config.sides[side].features / f"{Path(question.video).stem}.safetensors"
+
+    def lengths(self) -> list[int]:
+        """About how long each sample is, in characters of text; the visual tokens are the same for all."""
+        return [len(self.task.prompt(q)) + len(self.task.target(q)) for q in self.questions]
+
+    def shuffle_sides(self) -> None:
+        """Give every question the side-channels of another video: what still works did not come from them."""
+        videos = sorted({q.video for q in self.questions})
+        if len(videos) < 2:
+            raise UserError(f"{self.root}: shuffling side-channels needs at least two videos")
+        next_video = dict(zip(videos, videos[1:] + videos[:1]))
+        first = {q.video: i for i, q in reversed(list(enumerate(self.questions)))}
+        self.donors = [first[next_video[q.video]] for q in self.questions]
+
+    def __getitem__(self, index: int) -> Sample:
+        """Decode, preprocess and tokenise one question."""
+        from pave.io.video import read_clip
+
+        question, donor = self.questions[index], self.questions[self.donors[index]]
+        clip = read_clip(self.video(question), self.config.base.frames)
+        sides = {
+            name: side_tokens(read, self.features(name, donor), self.config.sides[name].dim)
+            for name, read in self.readers.items()
+        }
+        answer = self.task.target(question) if self.with_answers else None
+        return make_sample(self.config, self.base, self.task.prompt(question), clip, sides, question.history, answer)
+
+
+def side_tokens(read: Callable[[Path], SideTokens], file: Path, dim: int) -> SideTokens:
+    """Read and check one feature file. Raises UserError for a wrong width, NaN or no steps."""
+    from pave.io.store import check
+
+    tokens = read(file)
+    check(tokens, file, dim)
+    return tokens
+
+
+def make_sample(
+    config: Config,
+    base: Any,
+    question: str,
+    clip: Clip,
+    sides: Mapping[str, SideTokens | None],
+    history: tuple[tuple[str, str], ...] = (),
+    answer: str | None = None,
+) -> Sample:
+    """A Sample of one conversation about one clip."""
+    encoded = base.chat(question, history, answer, config.data.mask)
+    ids, labels = expand(encoded.ids, encoded.labels, base.visual_tokens(len(clip.frames)), config.data.max_length)
+    if answer is not None and all(label == IGNORE for label in labels[1:]):
+        raise UserError(f"question '{question[:60]}': its answer is beyond data.max_length={config.data.max_length}")
+    return Sample(ids, labels, base.preprocess(clip.frames), torch.from_numpy(clip.seconds).float(), sides)

@@ -1,0 +1,114 @@
+"""Pave: a base, its patches, and the one place where they meet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pave.bases.llava_onevision import LlavaOnevision
+from pave.nn.patch import Patch
+from pave.types import IGNORE, VIDEO
+
+
+class SideBatch(TypedDict):
+    """One side-channel of a batch; a sample without it has 0 steps."""
+
+    x: Tensor
+    """float[B,K,P,C], zero beyond each sample's own steps."""
+    steps: list[int]
+    """Valid steps of each sample, on the host."""
+    seconds: list[Tensor] | None
+    """float[K] of each sample, on the host, or None where the channel has no clock."""
+
+
+class Pave(nn.Module):
+    """A frozen video language model with one patch for each side-channel."""
+
+    def __init__(self, base: LlavaOnevision, patches: Mapping[str, Patch]) -> None:
+        super().__init__()
+        self.base = base
+        self.patches = nn.ModuleDict(patches)
+
+    def fuse(self, pixels: Tensor, sides: Mapping[str, SideBatch], frame_seconds: list[Tensor] | None = None) -> Tensor:
+        """float[B,T,3,h,w] and side-channels -> visual tokens float[B,N,D] for the LLM."""
+        with torch.no_grad():
+            query, embeds = self.base.encode(pixels)
+        for name, patch in self.patches.items():
+            if name in sides:
+                embeds = embeds + self._update(patch, query, sides[name], frame_seconds).to(embeds.dtype)
+        return self.base.layout(embeds)
+
+    def _update(self, patch: nn.Module, query: Tensor, side: SideBatch, frame_seconds: list[Tensor] | None) -> Tensor:
+        """What a patch adds, float[B,T,S,D]; exactly nothing for samples without this side-channel."""
+        present = [i for i, steps in enumerate(side["steps"]) if steps > 0]
+        everyone = len(present) == len(query)
+        rows = slice(None) if everyone else torch.tensor(present, device=query.device)
+        seconds = side["seconds"]
+        update = patch(
+            query[rows],
+            side["x"][rows],
+            [side["steps"][i] for i in present],
+            seconds=[seconds[i] for i in present] if seconds else None,
+            frame_seconds=[frame_seconds[i] for i in present] if frame_seconds else None,
+        )
+        if everyone:
+            return update
+        return update.new_zeros(*query.shape[:3], update.shape[-1]).index_copy(0, torch.as_tensor(rows), update)
+
+    def splice(
+        self,
+        ids: Tensor,
+        pixels: Tensor | None,
+        sides: Mapping[str, SideBatch],
+        frame_seconds: list[Tensor] | None = None,
+    ) -> Tensor:
+        """int[B,L] with VIDEO at every visual position -> float[B,L,D]; videos fill the positions in order."""
+        embeds = self.base.hf.get_input_embeddings()(ids.clamp(min=0))
+        if pixels is None:
+            return embeds
+        visual = self.fuse(pixels, sides, frame_seconds).flatten(0, 1).to(embeds.dtype)
+        places = ids == VIDEO
+        return embeds.masked_scatter(places[..., None], visual)
+
+    def forward(
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        labels: Tensor,
+        pixels: Tensor | None = None,
+        sides: Mapping[str, SideBatch] | None = None,
+        frame_seconds: list[Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Loss (mean over the batch's label tokens) and logits float[n,V] at the n positions that have a label."""
+        embeds = self.splice(ids, pixels, sides or {}, frame_seconds)
+        hidden = self.base.lm(inputs_embeds=embeds, attention_mask=mask, use_cache=False).last_hidden_state
+        wanted = labels[:, 1:] != IGNORE
+        logits = self.base.head(hidden[:, :-1][wanted])
+        return {"loss": F.cross_entropy(logits.float(), labels[:, 1:][wanted]), "logits": logits}
+
+    @torch.no_grad()
+    def generate(
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        pixels: Tensor | None = None,
+        sides: Mapping[str, SideBatch] | None = None,
+        frame_seconds: list[Tensor] | None = None,
+        **sampling: Any,
+    ) -> Tensor:
+        """Greedy answers int[B,new] to left-padded prompts; `sampling` are transformers' generation arguments."""
+        embeds = self.splice(ids, pixels, sides or {}, frame_seconds)
+        config = self.base.hf.generation_config
+        # The release starts from one bos token that is never shown to the model but counts for the repetition penalty.
+        start = torch.full((len(ids), 1), config.bos_token_id, device=ids.device)
+        new = self.base.hf.generate(
+            start,
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            **{"do_sample": False, "temperature": None, "top_p": None, "top_k": None, **sampling},
+        )
+        return new[:, 1:]

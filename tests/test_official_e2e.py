@@ -1,0 +1,262 @@
+"""Whole models in the official checkpoint layouts against the official code (tests/golden/e2e)."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import GOLDEN, read_json
+from torch import Tensor
+from torch.testing import assert_close
+
+from pave import checkpoint, lora
+from pave.bases import llava_onevision
+from pave.config import BaseConfig
+from pave.data import expand, pad
+from pave.model import Pave
+from pave.types import IGNORE, VIDEO, UserError
+
+E2E = GOLDEN / "e2e"
+BASE = str(E2E / "tiny-llava-onevision-qwen2-ov")
+SUMMARY = read_json(E2E / "summary.json")
+FRAMES = np.load(E2E / "frames.npz")
+CONFIG = BaseConfig(path=BASE, dtype="float32", vision_heads=4, frames=4)
+
+
+def arrays(name: str) -> dict[str, Tensor]:
+    return {k: torch.from_numpy(v) for k, v in np.load(E2E / f"{name}.npz").items()}
+
+
+def fresh(folder: str = "tiny_pave_v5_1_3_lora", **base: Any) -> Pave:
+    return checkpoint.load_official(E2E / folder, dataclasses.replace(CONFIG, **base))[0]
+
+
+@cache
+def patched() -> Pave:
+    """The shared, unmerged single-channel model; never changed by a test."""
+    return fresh()
+
+
+def audio(*names: str) -> dict[str, Any]:
+    """Feature files as a batch of one channel."""
+    files = [torch.load(E2E / f"data/{name}.pt", weights_only=True).float() for name in names]
+    tokens = [f.flatten(0, -2)[:, None] if "audio" in n else f[:, 1:] for f, n in zip(files, names)]
+    x = torch.zeros(len(tokens), max(map(len, tokens)), *tokens[0].shape[1:])
+    for row, t in zip(x, tokens):
+        row[: len(t)] = t
+    return {"audio": {"x": x, "steps": [len(t) for t in tokens], "seconds": None}}
+
+
+def inputs(model: Pave, name: str, videos: str = "a", left: bool = False) -> dict[str, Any]:
+    """The stored token ids with room for the visual tokens, and the pixels."""
+    data = arrays(name)
+    rows = []
+    for ids, labels, mask in zip(data["input_ids"], data["labels"], data["attention_mask"]):
+        keep = mask.bool()
+        rows.append(expand(ids[keep].tolist(), labels[keep].tolist(), model.base.visual_tokens(4), 32768))
+    return {
+        "ids": pad([r[0] for r in rows], 0, left),
+        "labels": pad([r[1] for r in rows], IGNORE, left),
+        "mask": pad([[1] * len(r[0]) for r in rows], 0, left).bool(),
+        "pixels": torch.stack([model.base.preprocess(FRAMES[f"video_{v}"]) for v in videos]),
+    }
+
+
+def check_run(model: Pave, name: str, sides: dict[str, Any], videos: str = "a") -> None:
+    """Embeddings, logits at the stored positions, labels, mask and loss of one stored run."""
+    data, summary = arrays(name), SUMMARY[name]
+    batch = inputs(model, name, videos)
+    assert torch.equal(batch["mask"], data["out_attention_mask"].bool())
+    assert torch.equal(batch["labels"], data["out_labels"])
+    with torch.no_grad():
+        embeds = model.splice(batch["ids"], batch["pixels"], sides)
+        hidden = model.base.lm(inputs_embeds=embeds, attention_mask=batch["mask"]).last_hidden_state
+        loss = model(**batch, sides=sides)["loss"]
+    rows = data["embeds_rows"]
+    inside = batch["mask"][:, rows]
+    assert_close(embeds[:, rows][inside], data["embeds"][inside], atol=1e-4, rtol=0)
+    for b in range(len(embeds)):
+        text = (batch["ids"][b] != VIDEO) & batch["mask"][b]
+        logits = model.base.head(hidden[b][text])
+        assert_close(logits[-len(data[f"logits_{b}"]) :], data[f"logits_{b}"], atol=5e-4, rtol=0)
+    assert_close(loss.item(), summary["loss"], atol=5e-5, rtol=0)
+
+
+def test_base_alone() -> None:
+    base = llava_onevision.load(BASE, newline="one_token", vision_heads=4, trim_vocabulary=False)
+    model = Pave(base, {})
+    check_run(model, "a_base_only", {})
+    data = arrays("a_base_only")
+    with torch.no_grad():
+        query, embeds = base.encode(base.preprocess(FRAMES["video_a"])[None])
+    assert query.shape == (1, 4, 196, 64)
+    assert_close(embeds[0][:, ::28], data["pooled_rows"], atol=1e-5, rtol=0)
+
+
+def test_preprocessing_is_bit_exact() -> None:
+    data, base = arrays("preprocess"), patched().base
+    assert torch.equal(base.preprocess(FRAMES["small"])[:, :, ::48, ::48], data["small_rows"])
+    assert torch.equal(base.preprocess(FRAMES["video_a"])[:, :, ::64, ::64], data["video_a_rows"])
+
+
+def test_patched() -> None:
+    check_run(patched(), "b_pave", audio("audio/vid_a"))
+    data = arrays("b_pave")
+    model = patched()
+    with torch.no_grad():
+        query, _ = model.base.encode(model.base.preprocess(FRAMES["video_a"])[None])
+        update = model.patches["audio"](query, audio("audio/vid_a")["audio"]["x"])
+    assert_close(query[0][:, ::28], data["before_mlp_rows"], atol=1e-5, rtol=0)
+    assert_close(update.flatten(0, 2)[::49], data["patch_rows"], atol=1e-4, rtol=0)
+
+
+def test_batch_of_two_equals_official_and_its_parts() -> None:
+    check_run(patched(), "c_batch2", audio("audio/vid_a", "audio/vid_b"), "ab")
+    batch = inputs(patched(), "c_batch2", "ab")
+    for b, name in enumerate(("audio/vid_a", "audio/vid_b")):
+        keep = batch["mask"][b]
+        alone = {k: batch[k][b : b + 1][:, keep] for k in ("ids", "labels", "mask")}
+        with torch.no_grad():
+            loss = patched()(**alone, pixels=batch["pixels"][b : b + 1], sides=audio(name))["loss"]
+        assert_close(loss.item(), SUMMARY["facts"]["c_single_losses"][b], atol=5e-5, rtol=0)
+
+
+def test_patch_without_lora_and_lora_without_patch() -> None:
+    check_run(patched(), "b_lora_without_patch", {})
+    model = fresh()
+    for name, parameter in model.named_parameters():
+        if ".lora_B" in name:
+            parameter.data.zero_()
+    check_run(model, "b_patch_without_lora", audio("audio/vid_a"))
+
+
+def test_gradients() -> None:
+    model, data = fresh(), arrays("c_grads")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name or name.startswith("patches"))
+    model(**inputs(model, "c_batch2", "ab"), sides=audio("audio/vid_a", "audio/vid_b"))["loss"].backward()
+    prefix = "base_model.model.model."
+    ours = {}
+    for name, parameter in model.named_parameters():
+        if name.startswith("patches.audio."):
+            official = checkpoint.official_patch_name(name.removeprefix("patches.audio."))
+            ours[f"{prefix}temporal_aggregator.{official}"] = parameter.grad
+        elif parameter.requires_grad:
+            ours[prefix + name.removeprefix("base.hf.model.language_model.")] = parameter.grad
+    without = {name for name, grad in ours.items() if grad is None}
+    assert without == set(SUMMARY["facts"]["params_without_grad"])
+    assert ours.keys() - without == data.keys()
+    for name, want in data.items():
+        assert (ours[name] - want).norm() < 1e-3 * want.norm(), name
+
+
+def test_merged_and_saved_layouts() -> None:
+    merged = fresh()
+    lora.merge(merged.base.hf)
+    check_run(merged, "d_merged_forward", audio("audio/vid_a"))
+    check_run(fresh("tiny_pave_v5_1_3_adaptor"), "h_adaptor", audio("audio/vid_a"))
+
+
+@pytest.mark.parametrize("newline", ["grid", "frame", "one_token", "no_token"])
+def test_newline_modes(newline: str) -> None:
+    model = fresh()
+    model.base.newline = newline
+    check_run(model, f"e_newline_{newline}", audio("audio/vid_a"))
+
+
+@pytest.mark.parametrize("pool", ["average", "max"])
+def test_pooling_modes(pool: Any) -> None:
+    check_run(fresh(pool=pool), f"e_pool_{pool}", audio("audio/vid_a"))
+
+
+def test_other_side_channels() -> None:
+    check_run(patched(), "g_languagebind", audio("languagebind/vid_a"))
+    check_run(patched(), "g_audio_3dim", audio("audio/vid_3dim"))
+    one = audio("audio/vid_a")
+    one["audio"] = {"x": one["audio"]["x"][:, :1], "steps": [1], "seconds": None}
+    check_run(patched(), "g_audio_one_step", one)
+    scene = torch.load(E2E / "data/3d/scene_a.pt", weights_only=True).float().view(1, 4, 36, 32)
+    check_run(patched(), "g_3d", {"audio": {"x": scene, "steps": [4], "seconds": None}})
+
+
+def test_text_only() -> None:
+    data = arrays("h_text_only")
+    mask = torch.ones_like(data["input_ids"]).bool()
+    with torch.no_grad():
+        loss = patched()(data["input_ids"], mask, data["labels"])["loss"]
+    assert_close(loss.item(), SUMMARY["h_text_only"]["loss"], atol=5e-5, rtol=0)
+
+
+def generate(
+    model: Pave, question_ids: list[int], sides: dict[str, Any], video: str = "a", **options: Any
+) -> list[int]:
+    ids, _ = expand(question_ids, question_ids, model.base.visual_tokens(4), 32768)
+    pixels = model.base.preprocess(FRAMES[f"video_{video}"])[None]
+    tokens = torch.tensor([ids])
+    return model.generate(tokens, torch.ones_like(tokens), pixels, sides, **options)[0].tolist()
+
+
+@pytest.mark.parametrize("q", ["q0", "q1"])
+def test_generation_token_by_token(q: str) -> None:
+    stored, sides = SUMMARY["d_generate"], audio("audio/vid_a")
+    for tag, options, side in (
+        ("official_genconfig", {"max_new_tokens": 12}, sides),
+        ("no_repetition_penalty", {"max_new_tokens": 12, "repetition_penalty": 1.0}, sides),
+        ("24tokens", {"max_new_tokens": 24}, sides),
+        ("video_only", {"max_new_tokens": 12}, {}),
+    ):
+        want = stored[f"{q}_fp32_{tag}"]["tokens"][1:]
+        assert generate(patched(), stored[f"{q}_ids"], side, **options) == want, tag
+
+
+def test_half_precision_generation() -> None:
+    model = fresh(dtype="float16")
+    assert model.patches["audio"].layers[0].q.weight.dtype == torch.float32
+    for question, tokens in SUMMARY["half_and_edges"]["half_generate"].items():
+        ids = model.base.chat(question).ids
+        assert generate(model, ids, audio("audio/vid_a"), max_new_tokens=12) == tokens[1:]
+
+
+def test_trained_checkpoint_answers_by_ear() -> None:
+    model = fresh("tiny_pave_v5_1_3_lora_trained")
+    for key, want in SUMMARY["d_trained"]["generate"].items():
+        video, sound, question = key.split("|")
+        encoded = model.base.chat(question)
+        assert encoded.ids == want["ids"]
+        new = generate(model, encoded.ids, audio(f"audio/{sound}"), video[-1], max_new_tokens=20)
+        assert new == want["tokens"][1:], key
+        assert model.base.tokenizer.decode(new, skip_special_tokens=True) == want["text"]
+
+
+def test_left_padded_batch_generates_as_alone() -> None:
+    model = fresh("tiny_pave_v5_1_3_lora_trained")
+    questions = ["Did you hear the sound of a dog barking?", "What is the person doing in the video?"]
+    n = model.base.visual_tokens(4)
+    rows = [expand(e.ids, e.labels, n, 32768)[0] for e in map(model.base.chat, questions)]
+    pixels = torch.stack([model.base.preprocess(FRAMES[f"video_{v}"]) for v in "ab"])
+    mask = pad([[1] * len(r) for r in rows], 0, left=True).bool()
+    new = model.generate(pad(rows, 0, left=True), mask, pixels, audio("audio/vid_a", "audio/vid_b"), max_new_tokens=20)
+    texts = model.base.tokenizer.batch_decode(new, skip_special_tokens=True)
+    stored = SUMMARY["d_trained"]["generate"]
+    assert texts == [stored[f"video_{v}|vid_{v}|{q}"]["text"] for v, q in zip("ab", questions)]
+
+
+def test_wrong_base_and_wrong_tensors_are_named(tmp_path: Path) -> None:
+    source = E2E / "tiny_pave_v5_1_3_adaptor"
+    state = torch.load(source / "mm_projector.bin", weights_only=True)
+    (tmp_path / "config.json").write_text((source / "config.json").read_text())
+    name = "model.temporal_aggregator.output_norm.bias"
+    for wrong, message in (
+        ({k: v for k, v in state.items() if k != name}, "'out_norm.bias' is missing"),
+        ({**state, "model.mm_projector.0.weight": torch.zeros(1)}, "mm_projector.0.weight"),
+        ({**state, name: torch.zeros(3)}, "'out_norm.bias' has shape \\(3,\\), expected \\(128,\\)"),
+        ({**state, "model.temporal_aggregator.extra": torch.zeros(3)}, "'extra' is not known"),
+    ):
+        torch.save(wrong, tmp_path / "mm_projector.bin")
+        with pytest.raises(UserError, match=message):
+            checkpoint.load_official(tmp_path, CONFIG)
