@@ -1,0 +1,138 @@
+"""The small embedded world: audio questions that no picture decides, and visual controls that every picture does.
+
+One line of root/scenes_test.jsonl, made by `pave.io.sideworld_files.make` (here broken in two):
+
+    {"video": "videos/test_00000.mp4", "scene": {"seed": 1, "background": [70, 22, 51], "things": [
+      {"shape": "star", "color": "blue", "radius": 10.8, "x": [17.0, 15.2], "y": [43.1, 44.0], "jump": 2.819}, {...}],
+      "asked": 0, "sounding": 1, "sound": "buzz", "loudness": 0.61}}
+
+Each clip gets one question of every kind; the group of a question is the name of its kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from pave.io.sideworld import COLORS, SHAPES, SOUNDS, SPLITS, Scene, Thing, scene
+from pave.io.sideworld_files import read_scenes
+from pave.plug import nearest
+from pave.types import Prediction, Question, UserError
+
+SIDES = ("audio",)
+
+
+class Kind(NamedTuple):
+    """One kind of question."""
+
+    name: str
+    needs: str
+    """`audio`, or `visual` for a control that the video alone answers."""
+    text: str
+    """With `{color}` for the color of the thing asked about."""
+    answer: Callable[[Scene], str]
+    options: Callable[[Scene], tuple[str, ...]]
+    """All answers left to one who sees which two things there are but not the fact asked for; as many in any scene."""
+
+
+def _shapes(scene: Scene) -> tuple[str, ...]:
+    return tuple(thing.shape for thing in scene.things)
+
+
+def _sounding(scene: Scene) -> Thing:
+    return scene.things[scene.sounding]
+
+
+def _asked(scene: Scene) -> Thing:
+    return scene.things[scene.asked]
+
+
+def _colors(scene: Scene) -> tuple[str, ...]:
+    return tuple(thing.color for thing in scene.things)
+
+
+KINDS = (
+    Kind("which_sound", "audio", "Which sound is heard?", lambda s: s.sound, lambda s: tuple(SOUNDS)),
+    Kind("who_jumped", "audio", "Which shape jumped when the sound was heard?", lambda s: _sounding(s).shape, _shapes),
+    Kind("bigger_color", "visual", "Which color is the bigger shape?", lambda s: s.bigger.color, _colors),
+    Kind("shape_of_color", "visual", "Which shape is {color}?", lambda s: _asked(s).shape, _shapes),
+    Kind("jumped_first", "visual", "Which shape jumped first?", lambda s: s.first.shape, _shapes),
+)
+
+
+def load(split: str, root: Path) -> list[Question]:
+    """All questions on the `train` or `test` clips below `root`, clip by clip; `video` is relative to `root`.
+
+    Opens no clip. Raises UserError if there is no such split or its facts are missing or broken.
+    """
+    if split not in SPLITS:
+        raise UserError(f"sideworld has no split '{split}'; {nearest(split, SPLITS)}")
+    records = read_scenes(root / f"scenes_{split}.jsonl")
+    return [question for record in records for question in ask(record.scene, record.video)]
+
+
+def ask(scene: Scene, video: str = "") -> list[Question]:
+    """One question of every kind about a scene; without a file for pictures rendered on the fly."""
+    return [
+        Question(
+            qid=f"{Path(video).stem}.{kind.name}",
+            video=video,
+            text=kind.text.format(color=_asked(scene).color),
+            answers=(kind.answer(scene),),
+            group=kind.name,
+        )
+        for kind in KINDS
+    ]
+
+
+def prompt(question: Question) -> str:
+    """What the model is told."""
+    return _instruct(question.text)
+
+
+def target(question: Question) -> str:
+    """What the model learns to say."""
+    return question.answers[0]
+
+
+def score(pairs: Iterable[tuple[Question, Prediction | None]]) -> dict[str, float]:
+    """Share of right answers per kind and over all `audio` and `visual` questions, with counts `n` and `missing`.
+
+    A question without a prediction is wrong, and counted as missing.
+    """
+    pairs = list(pairs)
+    right = [prediction is not None and _right(question, prediction) for question, prediction in pairs]
+    result = _means([question.group for question, _ in pairs], [float(r) for r in right])
+    return {**result, "n": len(pairs), "missing": sum(prediction is None for _, prediction in pairs)}
+
+
+def chance(questions: Sequence[Question]) -> dict[str, float]:
+    """What guessing among the options reaches, under the same names as `score`."""
+    any_scene = scene(0)
+    guess = {kind.name: 1.0 / len(kind.options(any_scene)) for kind in KINDS}
+    return _means([question.group for question in questions], [guess[question.group] for question in questions])
+
+
+def texts() -> list[str]:
+    """Every prompt and every answer word, for training a tokenizer."""
+    questions = dict.fromkeys(kind.text.format(color=color) for kind in KINDS for color in COLORS)
+    return [_instruct(text) for text in questions] + [*SOUNDS, *SHAPES, *COLORS]
+
+
+def _instruct(text: str) -> str:
+    return f"{text} Answer with one word."
+
+
+def _right(question: Question, prediction: Prediction) -> bool:
+    return prediction.text.strip().lower().removesuffix(".").strip() in question.answers
+
+
+def _means(groups: list[str], values: list[float]) -> dict[str, float]:
+    """Mean value per kind and per `audio` and `visual`, for those that occur."""
+    needs = {kind.name: kind.needs for kind in KINDS}
+    gathered: dict[str, list[float]] = {}
+    for group, value in zip(groups, values):
+        gathered.setdefault(group, []).append(value)
+        gathered.setdefault(needs[group], []).append(value)
+    return {name: sum(found) / len(found) for name, found in gathered.items()}
