@@ -5,17 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from pave import config as configs
 from pave import lora, plug
 from pave.config import BaseConfig, Config, LoraConfig, PatchConfig
+from pave.io import store
 from pave.io.atomic import atomic_folder
 from pave.model import Pave
 from pave.nn.patch import ConvShape, Patch
@@ -88,11 +89,16 @@ def save(model: Pave, config: Config, folder: Path) -> None:
         write(model, config, temporary)
 
 
+def read_config(folder: Path, base: str | None = None, overrides: Sequence[str] = ()) -> Config:
+    """The config of a folder of ours; `base` overrides the recorded path."""
+    if not (folder / CONFIG_FILE).is_file():
+        raise UserError(f"{folder}: no {CONFIG_FILE} in it; expected a folder that `pave train` wrote")
+    return configs.load(folder / CONFIG_FILE, [*overrides, *([f"base.path={base}"] if base else [])])
+
+
 def load(folder: Path, base: str | None = None) -> tuple[Pave, Config]:
-    """A trained model from a folder of ours; `base` overrides the recorded path. Strict."""
-    config = configs.load(folder / CONFIG_FILE)
-    if base is not None:
-        config = dataclasses.replace(config, base=dataclasses.replace(config.base, path=base))
+    """A trained model from a folder of ours. Strict."""
+    config = read_config(folder, base)
     model = create(config)
     read(model, config, folder)
     return model.eval(), config
@@ -101,11 +107,11 @@ def load(folder: Path, base: str | None = None) -> tuple[Pave, Config]:
 def read(model: Pave, config: Config, folder: Path) -> None:
     """Fill a model from a folder's tensors. Raises UserError naming a missing, extra or misshapen tensor."""
     file = folder / PATCH_FILE
-    tensors = _tensors(file)
+    tensors = store.read_safetensors(file).state
     lora.check_same(_shapes(model.patches.state_dict()), _shapes(tensors), file)
     model.patches.load_state_dict(tensors)
     if config.lora.r:
-        lora.load_state(model.base.hf, _tensors(folder / ADAPTER_FILE), folder / ADAPTER_FILE)
+        lora.load_state(model.base.hf, store.read_safetensors(folder / ADAPTER_FILE).state, folder / ADAPTER_FILE)
 
 
 # Ours -> official. The only place, beside the glossary, where the old names stand.
@@ -176,7 +182,7 @@ def load_official(folder: Path, base: BaseConfig, side: str = "audio", rope: boo
     if config.lora.r:
         language = {
             re.sub(r"^(base_model\.model\.model\.)layers", r"\1language_model.layers", k): v
-            for k, v in _tensors(adapter).items()
+            for k, v in store.read_safetensors(adapter).state.items()
         }
         lora.load_state(model.base.hf, language, adapter)
     return model.eval(), config
@@ -201,23 +207,13 @@ def infer_patch(state: Mapping[str, Tensor], rope: bool = False) -> PatchConfig:
 
 def _official_patch_state(file: Path) -> dict[str, Tensor]:
     """Patch tensors without their prefix, float32. Raises UserError for anything else in the file."""
-    state = torch.load(file, map_location="cpu", weights_only=True)
+    state = store.read_torch(file)
     pattern = re.compile(r"(?:base_model\.model\.)?model\.temporal_aggregator\.(.+)")
     found = {name: pattern.fullmatch(name) for name in state}
     strange = [name for name, match in found.items() if match is None]
     if strange:
         raise UserError(f"{file}: tensor '{strange[0]}' is not part of a single-channel patch ({len(strange)} such)")
     return {match[1]: state[name].float() for name, match in found.items() if match is not None}
-
-
-def _tensors(file: Path) -> dict[str, Tensor]:
-    """A safetensors file. Raises UserError where it is missing or broken."""
-    if not file.is_file():
-        raise UserError(f"{file}: no such file; expected a folder that `pave train` wrote")
-    try:
-        return load_file(file)
-    except Exception as error:
-        raise UserError(f"{file}: not a safetensors file ({error})") from error
 
 
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

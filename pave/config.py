@@ -72,6 +72,8 @@ class PatchConfig:
     """Attention kernel of the patch."""
     features: str = ""
     """Folder with this side's feature files, inside the data root unless absolute."""
+    encoder: str = ""
+    """Weights of the side's encoder, for features that are made on the spot."""
 
 
 @dataclass(frozen=True)

@@ -32,11 +32,12 @@ class Sample(NamedTuple):
 
 def expand(ids: Sequence[int], labels: Sequence[int], visual: int, max_length: int) -> tuple[list[int], list[int]]:
     """Make room: each VIDEO becomes `visual` of them, labels IGNORE; then the end beyond `max_length` is cut."""
-    pairs = [
-        pair for i, label in zip(ids, labels) for pair in ([(VIDEO, IGNORE)] * visual if i == VIDEO else [(i, label)])
-    ]
-    wide_ids, wide_labels = zip(*pairs[:max_length])
-    return list(wide_ids), list(wide_labels)
+    wide_ids: list[int] = []
+    wide_labels: list[int] = []
+    for i, label in zip(ids, labels):
+        wide_ids += [VIDEO] * visual if i == VIDEO else [i]
+        wide_labels += [IGNORE] * visual if i == VIDEO else [label]
+    return wide_ids[:max_length], wide_labels[:max_length]
 
 
 def pad(rows: Sequence[Sequence[int]], value: int, left: bool = False) -> Tensor:
@@ -54,12 +55,11 @@ def collate(samples: Sequence[Sample], pad_id: int, left: bool = False) -> dict[
         "labels": pad([s.labels for s in samples], IGNORE, left),
         "mask": pad([[1] * len(s.ids) for s in samples], 0, left).bool(),
     }
-    videos = [s.pixels for s in samples if s.pixels is not None]
+    videos = [s for s in samples if s.pixels is not None]
     if videos:
-        batch["pixels"] = torch.stack(videos)
-        if all(s.frame_seconds is not None for s in samples):
-            batch["frame_seconds"] = [s.frame_seconds for s in samples]
-    batch["sides"] = {name: side for name in samples[0].sides if (side := _stack([s.sides[name] for s in samples]))}
+        batch["pixels"] = torch.stack([s.pixels for s in videos if s.pixels is not None])
+        batch["frame_seconds"] = [s.frame_seconds for s in videos]
+        batch["sides"] = {name: side for name in videos[0].sides if (side := _stack([s.sides[name] for s in videos]))}
     return batch
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import peft
@@ -63,7 +64,7 @@ def load_state(hf: nn.Module, tensors: dict[str, Tensor], origin: Path) -> None:
     peft.set_peft_model_state_dict(hf, given, adapter_name="default")
 
 
-def check_same(wanted: dict[str, tuple[int, ...]], given: dict[str, tuple[int, ...]], origin: Path) -> None:
+def check_same(wanted: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]], origin: Path) -> None:
     """Two tables of shapes must agree. Raises UserError with the first name that is missing, extra or misshapen."""
     for problem, names in (
         ("is missing", wanted.keys() - given.keys()),
@@ -73,9 +74,8 @@ def check_same(wanted: dict[str, tuple[int, ...]], given: dict[str, tuple[int, .
             raise UserError(f"{origin}: tensor '{min(names)}' {problem} ({len(names)} such); is this the right base?")
     for name, shape in sorted(wanted.items()):
         if tuple(given[name]) != tuple(shape):
-            raise UserError(
-                f"{origin}: tensor '{name}' has shape {tuple(given[name])}, expected {tuple(shape)}; is this the right base?"
-            )
+            found, expected = tuple(given[name]), tuple(shape)
+            raise UserError(f"{origin}: tensor '{name}' has shape {found}, expected {expected}: another base?")
 
 
 def write_settings(targets: str, config: LoraConfig, base: str, folder: Path) -> None:

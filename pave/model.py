@@ -33,10 +33,22 @@ class Pave(nn.Module):
         self.base = base
         self.patches = nn.ModuleDict(patches)
 
+    def activation_checkpointing_enable(
+        self,
+        activation_checkpointing_kwargs: dict[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
+        """Trade compute for memory in the LLM; the Trainer calls this."""
+        self.base.hf.activation_checkpointing_enable(activation_checkpointing_kwargs, every_n_layers, offload)
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+        """The same, as the Trainer of older transformers calls it."""
+        self.base.hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
+
     def fuse(self, pixels: Tensor, sides: Mapping[str, SideBatch], frame_seconds: list[Tensor] | None = None) -> Tensor:
         """float[B,T,3,h,w] and side-channels -> visual tokens float[B,N,D] for the LLM."""
-        with torch.no_grad():
-            query, embeds = self.base.encode(pixels)
+        query, embeds = self.base.encode(pixels)
         for name, patch in self.patches.items():
             if name in sides:
                 embeds = embeds + self._update(patch, query, sides[name], frame_seconds).to(embeds.dtype)
@@ -70,9 +82,14 @@ class Pave(nn.Module):
         embeds = self.base.hf.get_input_embeddings()(ids.clamp(min=0))
         if pixels is None:
             return embeds
-        visual = self.fuse(pixels, sides, frame_seconds).flatten(0, 1).to(embeds.dtype)
+        visual = self.fuse(pixels, sides, frame_seconds).to(embeds.dtype)
         places = ids == VIDEO
-        return embeds.masked_scatter(places[..., None], visual)
+        # A row whose end was cut uses the first rows of its video, so each row starts at a video of its own.
+        rows = visual.shape[1]
+        videos = (places.sum(1) + rows - 1) // rows
+        first = (videos.cumsum(0) - videos) * rows
+        source = (first[:, None] + places.cumsum(1) - 1).clamp(min=0)
+        return torch.where(places[..., None], visual.flatten(0, 1)[source], embeds)
 
     def forward(
         self,

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,20 @@ def main(config: Config, out: Path, resume: bool = False) -> None:
 
 def training_arguments(config: Config, out: Path) -> TrainingArguments:
     """The recipe with the config's `train:` on top. Raises UserError with the nearest valid name."""
+    check_arguments(config)
+    on_gpu = torch.cuda.is_available()
+    hardware = {"bf16": on_gpu and torch.cuda.is_bf16_supported(), "tf32": on_gpu or None, "use_cpu": not on_gpu}
+    try:
+        with warnings.catch_warnings():
+            # gradient_checkpointing has a new name in newer versions of transformers; the old one works in all of v5.
+            warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated")
+            return TrainingArguments(output_dir=str(out), **{**RECIPE, **hardware, **config.train})
+    except ValueError as error:
+        raise UserError(f"train: {' '.join(str(error).split())}") from error
+
+
+def check_arguments(config: Config) -> None:
+    """Names and numbers of `train:`. Raises UserError with the nearest valid name."""
     fields = {f.name: f for f in dataclasses.fields(TrainingArguments) if f.init}
     for name, value in config.train.items():
         if name not in fields:
@@ -68,12 +83,6 @@ def training_arguments(config: Config, out: Path) -> TrainingArguments:
         is_number = fields[name].type in ("float", "int", float, int)
         if is_number and (isinstance(value, bool) or not isinstance(value, (int, float))):
             raise UserError(f"train.{name}: '{value}' is not a number")
-    on_gpu = torch.cuda.is_available()
-    hardware = {"bf16": on_gpu and torch.cuda.is_bf16_supported(), "tf32": on_gpu or None, "use_cpu": not on_gpu}
-    try:
-        return TrainingArguments(output_dir=str(out), **{**RECIPE, **hardware, **config.train})
-    except ValueError as error:
-        raise UserError(f"train: {' '.join(str(error).split())}") from error
 
 
 def describe(model: Pave) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -24,3 +24,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text())
+
+
+class World(NamedTuple):
+    """Where the tiny base and the tiny data are."""
+
+    base: Path
+    data: Path
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    from tiny import make_base, make_data
+
+    folder = tmp_path_factory.mktemp("tiny")
+    return World(make_base(folder / "base"), make_data(folder / "data"))

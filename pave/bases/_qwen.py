@@ -30,8 +30,8 @@ class Encoded(NamedTuple):
 def turns(question: str, history: Sequence[tuple[str, str]] = (), answer: str | None = None) -> list[Turn]:
     """A conversation about one video; the visual tokens stand before the first question."""
     pairs = [*history, (question, answer)]
-    conversation = [Turn(role, text) for pair in pairs for role, text in zip(("user", "assistant"), pair)]
-    return [Turn("user", f"{TAG}\n{conversation[0].text}"), *conversation[1:]]
+    first, *rest = [turn for asked, said in pairs for turn in (Turn("user", asked), Turn("assistant", said))]
+    return [first._replace(text=f"{TAG}\n{first.text}"), *rest]
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -11,53 +11,22 @@ import numpy as np
 import torch
 from huggingface_hub import snapshot_download
 from PIL import Image
-from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
     AutoTokenizer,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
-    PreTrainedTokenizerBase,
-    Qwen2Config,
-    SiglipVisionConfig,
 )
 
-from pave.bases import _qwen
+from pave.bases import _lmms, _qwen
+from pave.bases._lmms import Newline, newline_for
 from pave.types import UserError, VideoTokens
 
-Newline = Literal["grid", "frame", "one_token", "no_token"]
 Pool = Literal["bilinear", "average", "max"]
 
 LORA_TARGETS = r"model\.language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
 """All seven projections of every LLM layer, and nothing else (peft matches the full name)."""
-
-_TO_HF = {
-    r"^model\.vision_tower\.vision_tower\.vision_model\.": "model.vision_tower.",
-    r"^model\.mm_projector\.0\.": "model.multi_modal_projector.linear_1.",
-    r"^model\.mm_projector\.2\.": "model.multi_modal_projector.linear_2.",
-    r"^model\.(layers|embed_tokens|norm)\.": r"model.language_model.\1.",
-}
-_SO400M = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 26, "num_attention_heads": 16}
-PUBLISHED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    f"lmms-lab/llava-onevision-qwen2-{size}-ov": (
-        {
-            "hidden_size": hidden,
-            "intermediate_size": mlp,
-            "num_hidden_layers": layers,
-            "num_attention_heads": heads,
-            "num_key_value_heads": kv_heads,
-            "vocab_size": vocab,
-            "tie_word_embeddings": tied,
-        },
-        {**_SO400M, "image_size": 384, "patch_size": 14},
-    )
-    for size, hidden, mlp, layers, heads, kv_heads, vocab, tied in (
-        ("0.5b", 896, 4864, 24, 14, 2, 151936, True),
-        ("7b", 3584, 18944, 28, 28, 4, 152064, False),
-    )
-}
-"""Shapes of the published bases, so that `pave show` needs no weights."""
 
 
 class LlavaOnevision(nn.Module):
@@ -68,7 +37,7 @@ class LlavaOnevision(nn.Module):
     def __init__(
         self,
         hf: LlavaOnevisionForConditionalGeneration,
-        tokenizer: PreTrainedTokenizerBase | None,
+        tokenizer: Any,
         newline: Newline = "grid",
         pool: Pool = "bilinear",
     ) -> None:
@@ -162,13 +131,14 @@ def load(
     `trim_vocabulary` cuts the padded embedding to the tokenizer's length, as every released patch expects.
     Without `weights` it is a skeleton on the meta device; the published names then need no files at all.
     """
-    if not weights and path in PUBLISHED:
-        return _skeleton(_config(*PUBLISHED[path]), newline, pool or "bilinear")
+    if not weights and path in _lmms.PUBLISHED:
+        return _skeleton(_lmms.config(*_lmms.PUBLISHED[path]), newline, pool or "bilinear")
     folder = _folder(path)
     raw = json.loads((folder / "config.json").read_text())
     is_lmms = raw["model_type"] != "llava_onevision"
-    config = _lmms_config(folder, raw, vision_heads) if is_lmms else LlavaOnevisionConfig.from_pretrained(folder)
+    config = _lmms.lmms_config(folder, raw, vision_heads) if is_lmms else LlavaOnevisionConfig.from_pretrained(folder)
     pool = pool or raw.get("mm_spatial_pool_mode", "bilinear")
+    newline = newline_for(newline, raw.get("mm_patch_merge_type", "spatial_unpad"))
     if not weights:
         return _skeleton(config, newline, pool)
     hf, info = LlavaOnevisionForConditionalGeneration.from_pretrained(
@@ -176,7 +146,7 @@ def load(
         config=config,
         dtype=dtype,
         attn_implementation=attention,
-        key_mapping=_TO_HF if is_lmms else None,
+        key_mapping=_lmms.TO_HF if is_lmms else None,
         output_loading_info=True,
     )
     wrong = {kind: sorted(map(str, names))[:3] for kind, names in info.items() if names}
@@ -201,63 +171,3 @@ def _skeleton(config: LlavaOnevisionConfig, newline: Newline, pool: Pool) -> Lla
     """Shapes without weights."""
     with torch.device("meta"):
         return LlavaOnevision(LlavaOnevisionForConditionalGeneration(config), None, newline, pool)
-
-
-def _config(text: dict[str, Any], vision: dict[str, Any]) -> LlavaOnevisionConfig:
-    """The transformers config of plain shapes; what is not named is the same for all published bases."""
-    rope_theta = text.get("rope_theta", 1_000_000.0)
-    fixed = {"rms_norm_eps": 1e-6, "max_position_embeddings": 32768}
-    shapes = {**fixed, **{k: v for k, v in text.items() if k != "rope_theta"}}
-    return LlavaOnevisionConfig(
-        vision_config=SiglipVisionConfig(**vision, vision_use_head=False),
-        text_config=Qwen2Config(**shapes, rope_parameters={"rope_type": "default", "rope_theta": rope_theta}),
-        tie_word_embeddings=text["tie_word_embeddings"],
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="full",
-    )
-
-
-_TEXT_KEYS = [
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "vocab_size",
-    "rms_norm_eps",
-    "max_position_embeddings",
-    "tie_word_embeddings",
-    "rope_theta",
-    "bos_token_id",
-    "eos_token_id",
-]
-
-
-def _lmms_config(folder: Path, raw: dict[str, Any], vision_heads: int | None) -> LlavaOnevisionConfig:
-    """The transformers config of an lmms-lab folder; the tower's shapes come from its tensors."""
-    return _config({k: raw[k] for k in _TEXT_KEYS if k in raw}, _tower_shapes(folder, raw, vision_heads))
-
-
-def _tower_shapes(folder: Path, raw: dict[str, Any], heads: int | None) -> dict[str, Any]:
-    """SigLIP's shapes: from `vision_config` where a folder has one (ours do), else from the weights."""
-    if "vision_config" in raw:
-        return raw["vision_config"]
-    prefix, shapes = "model.vision_tower.vision_tower.vision_model.", {}
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, "pt") as tensors:
-            shapes |= {k: tensors.get_slice(k).get_shape() for k in tensors.keys() if k.startswith(prefix)}
-    if not shapes:
-        raise UserError(f"{folder}: no vision tower among its tensors; expected names that begin with '{prefix}'")
-    width, _, patch, _ = shapes[f"{prefix}embeddings.patch_embedding.weight"]
-    edge = round(shapes[f"{prefix}embeddings.position_embedding.weight"][0] ** 0.5)
-    if heads is None and width != _SO400M["hidden_size"]:
-        raise UserError(f"{folder}: the number of heads of a {width}-wide tower is not in its files; pass vision_heads")
-    return {
-        "hidden_size": width,
-        "intermediate_size": shapes[f"{prefix}encoder.layers.0.mlp.fc1.weight"][0],
-        "num_hidden_layers": len({k.split(".")[6] for k in shapes if ".encoder.layers." in k}),
-        "num_attention_heads": heads or _SO400M["num_attention_heads"],
-        # so400m/14-384 covers 27 * 14 of its 384 pixels; the rest of the edge is cut off by the convolution.
-        "image_size": 384 if (edge, patch) == (27, 14) else edge * patch,
-        "patch_size": patch,
-    }

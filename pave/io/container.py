@@ -1,0 +1,98 @@
+"""Opening a media file, with one clear error for each thing that can be wrong with it."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+import av
+from av.container import InputContainer
+from av.stream import Disposition, Stream
+
+from pave.types import UserError
+
+SLACK = 8
+"""Bytes: some writers state the length of a RIFF file 1 or 8 bytes too long."""
+
+BOXES = (b"ftyp", b"styp", b"moov", b"moof", b"mdat", b"wide", b"free", b"skip")
+"""With which MP4 and MOV files begin."""
+
+S = TypeVar("S", bound=Stream)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[InputContainer]:
+    """An open media file. UserError: no such file, cut off, unreadable; or damaged, while it is open."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    size, stated = path.stat().st_size, stated_size(path)
+    if stated > size + SLACK:
+        raise UserError(f"{path}: cut off: its header states {stated} bytes, found {size}; copy or download it again")
+    try:
+        # Old cameras write tags that are not UTF-8, which must not stop us.
+        with av.open(path, metadata_errors="ignore") as container:
+            yield container
+    except av.FFmpegError as error:
+        raise UserError(f"{path}: damaged, cut off or no media: {error.strerror}; copy or convert it again") from error
+
+
+def first(streams: tuple[S, ...], path: Path, kind: str) -> S:
+    """The first stream that is not a cover picture. UserError if there is none."""
+    found = next((s for s in streams if not s.disposition & Disposition.attached_pic), None)
+    if found is None:
+        raise UserError(f"{path}: has no {kind} track; give a file with one")
+    return found
+
+
+def stated_size(path: Path) -> int:
+    """Bytes a file must have by its outermost sizes (MP4 boxes, RIFF, Matroska); 0 where its format states none."""
+    with path.open("rb") as file:
+        head = file.read(12)
+        if head[:4] == b"RIFF":
+            size = int.from_bytes(head[4:8], "little")
+            return 0 if size == 0xFFFFFFFF else size + 8
+        if head[:4] == b"\x1a\x45\xdf\xa3":
+            return _matroska_size(file)
+        return _boxes_size(file) if head[4:8] in BOXES else 0
+
+
+def _boxes_size(file: BinaryIO) -> int:
+    """End of the last MP4 box that holds media; trailing bytes that are no box are not counted."""
+    start = end = 0
+    while True:
+        file.seek(start)
+        head = file.read(16)
+        if len(head) < 8:
+            return end
+        size, name = struct.unpack(">I4s", head[:8])
+        if size == 1 and len(head) == 16:  # the size did not fit in four bytes and follows in eight
+            size = int.from_bytes(head[8:], "big")
+        if size < 8:  # 0: the box goes on to the end of the file
+            return end
+        start += size
+        if name in (b"moov", b"moof", b"mdat"):
+            end = start
+
+
+def _matroska_size(file: BinaryIO) -> int:
+    """End of the segment that follows the EBML header; 0 for a live stream, which states no length."""
+    file.seek(4)
+    file.seek(_variable_int(file) or 0, 1)
+    if file.read(4) != b"\x18\x53\x80\x67":
+        return 0
+    size = _variable_int(file)
+    return 0 if size is None else file.tell() + size
+
+
+def _variable_int(file: BinaryIO) -> int | None:
+    """An EBML integer: leading zero bits count the bytes that follow; all ones (None) means unknown."""
+    first = file.read(1)
+    if not first or not first[0]:
+        return None
+    length = 9 - first[0].bit_length()
+    value = int.from_bytes(first + file.read(length - 1), "big")
+    ones = (1 << 7 * length) - 1
+    return None if value & ones == ones else value & ones

@@ -1,0 +1,118 @@
+"""Feature files, the side tokens of one video as safetensors with where they came from; and reading tensor files."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from pave import __version__
+from pave.io.atomic import atomic_file
+from pave.types import SideTokens, UserError
+
+
+@dataclass(frozen=True)
+class Meta:
+    """Where the tokens of a feature file came from; stored beside them as strings."""
+
+    side: str
+    extractor: str
+    """Id of the encoder; a side reads only what its own encoder wrote."""
+    source: str
+    """File name of the video."""
+    seconds_per_step: str = ""
+    """Empty where the channel has no clock."""
+    pave_version: str = __version__
+
+
+class Tensors(NamedTuple):
+    """Content of a safetensors file."""
+
+    state: dict[str, Tensor]
+    metadata: dict[str, str]
+
+
+def write(path: Path, tokens: SideTokens, meta: Meta) -> None:
+    """Store tokens in their own dtype, whole or not at all. UserError where the disk refuses."""
+    state = {"x": tokens.x} if tokens.seconds is None else {"x": tokens.x, "seconds": tokens.seconds}
+    write_safetensors(path, Tensors(state, asdict(meta)))
+
+
+def read(path: Path, extractor: str) -> SideTokens:
+    """Tokens of a feature file, in float32. UserError: no such file, not one of ours, or of another extractor."""
+    state, metadata = read_safetensors(path)
+    made_by = metadata.get("extractor")
+    if made_by != extractor:
+        raise UserError(f"{path}: made by extractor '{made_by}', expected '{extractor}'; run `pave extract` again")
+    if "x" not in state:
+        raise UserError(f"{path}: has tensors {sorted(state)}, expected 'x'; run `pave extract` again")
+    return SideTokens(state["x"].float(), state["seconds"].float() if "seconds" in state else None)
+
+
+def read_meta(path: Path) -> Meta:
+    """Where the tokens of a feature file came from. UserError: no such file, not one of ours."""
+    found = read_safetensors(path).metadata
+    names = [f.name for f in fields(Meta)]
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise UserError(f"{path}: its header lacks {', '.join(missing)}; run `pave extract` again")
+    return Meta(*(found[name] for name in names))
+
+
+def check(tokens: SideTokens, path: Path, dim: int) -> None:
+    """UserError unless tokens are finite float[K,P,dim] with K, P >= 1 and one time a step where there are times."""
+    shape = tuple(tokens.x.shape)
+    if len(shape) != 3:
+        raise UserError(f"{path}: tokens of shape {shape}, expected (steps, tokens, width); extract it again")
+    if not tokens.x.numel():
+        raise UserError(f"{path}: tokens of shape {shape} are empty; extract it again or leave the video out")
+    if shape[2] != dim:
+        raise UserError(
+            f"{path}: tokens of width {shape[2]}, this patch needs {dim}; extract with the encoder it names"
+        )
+    if not torch.isfinite(tokens.x).all():
+        raise UserError(f"{path}: tokens hold NaN or infinity; extract it again")
+    if tokens.seconds is not None and tokens.seconds.shape != shape[:1]:
+        raise UserError(f"{path}: {len(tokens.seconds)} times for {shape[0]} steps; extract it again")
+
+
+def write_safetensors(path: Path, content: Tensors) -> None:
+    """Write tensors with metadata, whole or not at all. UserError where the disk refuses."""
+    data = save({name: t.detach().cpu().contiguous() for name, t in content.state.items()}, content.metadata)
+    try:
+        with atomic_file(path) as temporary:
+            temporary.write_bytes(data)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}; free space or choose another folder") from error
+
+
+def read_safetensors(path: Path) -> Tensors:
+    """All tensors and the metadata of a file. UserError: no such file, cut off or of another kind."""
+    _must_exist(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return Tensors({name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {})  # noqa: SIM118
+    except SafetensorError as error:
+        raise UserError(f"{path}: not a whole safetensors file: {error}; make or download it again") from error
+
+
+def read_torch(path: Path) -> Any:
+    """What a .pt or .pth file holds, tensors and plain containers only. UserError: no such file, cut off or other."""
+    _must_exist(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, AssertionError) as error:
+        # Broken bytes may lead the unpickler anywhere.
+        raise UserError(f"{path}: not a whole file of plain tensors; make or download it again") from error
+
+
+def _must_exist(path: Path) -> None:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")

@@ -1,0 +1,209 @@
+"""From a video file, or a folder of pictures, to a Clip; and which frames of it the release looks at."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from av.video.frame import VideoFrame
+from PIL import Image
+
+from pave.io.container import first, opened
+from pave.types import Clip, UserError
+
+SEEKABLE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
+"""Containers that keep when each packet is shown, and jump to key frames; others are decoded from the start."""
+
+
+def uniform(n: int, count: int) -> np.ndarray:
+    """int64[count], evenly spaced frame numbers of n frames, ends included, cut to whole; repeats where count > n.
+
+    The rule of the released training and evaluation.
+    """
+    return np.linspace(0, n - 1, count).astype(np.int64)
+
+
+class Picks(NamedTuple):
+    """Chosen frames."""
+
+    frames: np.ndarray
+    """int64[M], their numbers."""
+    seconds: np.ndarray
+    """float[M], as the release states them in a prompt."""
+
+
+def sample(n: int, fps: float, per_second: float = 1, most: int = 0, force: bool = False, least: int = 0) -> Picks:
+    """The release's choice among n frames: some a second, at least `least`, at most `most` (0: no limit).
+
+    `force` takes exactly `most`. UserError where the rate leaves no whole step, or `most` is not above `least`.
+    """
+    # Quirk: Python rounds halves to even, so 2.5 frames a second give a step of 2.
+    step = round(fps / per_second)
+    if step == 0:
+        raise UserError(f"{per_second} frames a second asked of a video of {fps} fps; ask for fewer")
+    if most and least >= most:
+        raise UserError(f"at least {least} and at most {most} frames asked; the second must be larger")
+    index = np.arange(0, n, step)
+    # Quirk: these times count steps, as if each were exactly one second, whatever the rate.
+    picks = Picks(index, index / step)
+    if len(picks.frames) < least:
+        picks = _evenly(n, fps, least)
+    if most and (force or len(picks.frames) > most):
+        picks = _evenly(n, fps, most)
+    return picks
+
+
+def _evenly(n: int, fps: float, count: int) -> Picks:
+    index = uniform(n, count)
+    return Picks(index, index / fps)
+
+
+def time_text(seconds: np.ndarray) -> str:
+    """`0.00s,0.97s,1.93s`: the times of frames as the release writes them into a prompt."""
+    return ",".join(f"{s:.2f}s" for s in seconds)
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a video file holds."""
+
+    seconds: float
+    fps: float
+    width: int
+    """As shown, rotation applied."""
+    height: int
+    frames: int
+    has_audio: bool
+
+
+class _Timeline(NamedTuple):
+    """The frames that a decoder can show, in order."""
+
+    ticks: np.ndarray
+    """int64[N], time stamps, or 0, 1, 2, ... where the container keeps none to rely on."""
+    seconds: np.ndarray
+    """float[N], from the first frame on."""
+    keys: np.ndarray
+    """int64, ascending ticks of the key frames to jump to; empty: decode from the start and count."""
+    fps: float
+
+
+def info(path: Path) -> Info:
+    """Duration, frame rate, size and exact number of frames. UserError as `read_clip`."""
+    time = _timeline(path)
+    with opened(path) as container:
+        stream = first(container.streams.video, path, "video")
+        frame = next(container.decode(stream))
+        height, width, _ = _picture(frame, frame.width, frame.height).shape
+        audio = bool(container.streams.audio)
+    return Info(time.seconds[-1].item() + 1 / time.fps, time.fps, width, height, len(time.ticks), audio)
+
+
+def read_clip(path: Path, frames: int = 32) -> Clip:
+    """`frames` evenly spaced frames of a video, or the first ones of a folder of numbered .jpg files.
+
+    UserError: no such file, no video stream, no frames, cut off or damaged.
+    """
+    if path.is_dir():
+        return _read_folder(path, frames)
+    time = _timeline(path)
+    index = uniform(len(time.ticks), frames)
+    pictures = np.empty(0, np.uint8)
+    for i, picture in _decode(path, time, np.unique(index)):
+        if not pictures.size:
+            pictures = np.empty((frames, *picture.shape), np.uint8)
+        pictures[index == i] = picture
+    return Clip(pictures, time.seconds[index])
+
+
+class _Packet(NamedTuple):
+    """What a packet states of itself; its data, all of them together the whole file, is not kept."""
+
+    tick: int | None
+    key: bool
+    hidden: bool
+    corrupt: bool
+
+
+def _timeline(path: Path) -> _Timeline:
+    with opened(path) as container:
+        stream = first(container.streams.video, path, "video")
+        packets = [_Packet(p.pts, p.is_keyframe, p.is_discard, p.is_corrupt) for p in container.demux(stream) if p.size]
+        rate = float(stream.average_rate or stream.guessed_rate or 0)
+        tick = float(stream.time_base or 0)
+        timed = container.format.name in SEEKABLE and all(p.tick is not None for p in packets)
+    if any(p.corrupt for p in packets):
+        raise UserError(f"{path}: damaged or cut off: it has broken video packets; copy or convert it again")
+    keys = sorted(p.tick for p in packets if p.key and p.tick is not None)
+    # An edit list hides packets that are only there to decode others. Those shown before the first key frame need
+    # frames of a part that was cut away.
+    seen = [p.tick for p in packets if not p.hidden and p.tick is not None]
+    ticks = sorted(t for t in seen if keys and t >= keys[0])
+    if not timed or not ticks:
+        keys, ticks, tick = [], list(range(_count(path))), 1 / rate if rate else 0
+    if not ticks or not rate:
+        raise UserError(f"{path}: its video track has no frames; give another file")
+    return _Timeline(np.array(ticks), (np.array(ticks) - ticks[0]) * tick, np.array(keys), rate)
+
+
+def _count(path: Path) -> int:
+    """How many frames decoding everything gives: exact for any container."""
+    with opened(path) as container:
+        return sum(1 for _ in container.decode(first(container.streams.video, path, "video")))
+
+
+def _decode(path: Path, time: _Timeline, numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """(number, uint8[H,W,3]) of each frame in `numbers`, ascending; jumps over what lies between where it can."""
+    with opened(path) as container:
+        stream = first(container.streams.video, path, "video")
+        frames: Iterator[tuple[int, VideoFrame]] = iter(())
+        if not len(time.keys):
+            frames = enumerate(container.decode(stream))
+        size = stream.width, stream.height  # a stream may change its size on the way
+        last = -math.inf
+        for i in numbers.tolist():
+            target = time.ticks[i]
+            keys = time.keys[time.keys <= target]
+            if len(keys) and keys[-1] > last:
+                container.seek(keys[-1].item(), stream=stream)
+                frames = ((f.pts, f) for f in container.decode(stream) if f.pts is not None)
+            last, frame = next(((tick, f) for tick, f in frames if tick >= target), (math.inf, None))
+            if frame is None or last != target or frame.is_corrupt:
+                at = f"{time.seconds[i]:.2f} s"
+                raise UserError(f"{path}: damaged: the frame at {at} cannot be decoded; copy or convert it again")
+            yield i, _picture(frame, *size)
+
+
+def _picture(frame: VideoFrame, width: int, height: int) -> np.ndarray:
+    """uint8[H,W,3], scaled to the given size, then turned upright."""
+    pixels = frame.to_ndarray(format="rgb24", width=width, height=height)
+    return np.rot90(pixels, round(frame.rotation / 90))
+
+
+def _read_folder(path: Path, frames: int) -> Clip:
+    """The release's rule: .jpg only, by number; the first ones, the last repeated; one second a picture."""
+    files = list(path.glob("*.jpg"))
+    odd = next((f for f in files if not f.stem.isdecimal()), None)
+    if odd or not files:
+        found = f"found '{odd.name}'" if odd else "found none"
+        raise UserError(f"{path}: {found}, expected pictures named by number, as 0.jpg, 1.jpg, ...")
+    files = sorted(files, key=lambda f: int(f.stem))[:frames]
+    index = np.minimum(np.arange(frames), len(files) - 1)
+    pictures = [_read_picture(f) for f in files]
+    for file, picture in zip(files, pictures):
+        if picture.shape != pictures[0].shape:
+            raise UserError(
+                f"{file}: is {picture.shape[:2]} pixels high and wide, the first is {pictures[0].shape[:2]}"
+            )
+    return Clip(np.stack(pictures)[index], index.astype(np.float64))
+
+
+def _read_picture(file: Path) -> np.ndarray:
+    try:
+        return np.asarray(Image.open(file).convert("RGB"))
+    except OSError as error:
+        raise UserError(f"{file}: not a readable picture: {error}; copy it again") from error

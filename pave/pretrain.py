@@ -1,0 +1,213 @@
+"""`pave pretrain`: makes the tiny base and the tiny audio tower of the small world, the assets that ship with pave.
+
+Both see endless scenes drawn on the fly, never a file; seeds far above those of any clip that `pave prepare` writes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast
+
+from pave.bases import _lmms
+from pave.bases.llava_onevision import LlavaOnevision
+from pave.data import Sample, collate, expand
+from pave.encoders import imagebind_audio
+from pave.io import sideworld as world
+from pave.io.audio import mel_windows
+from pave.model import Pave
+from pave.tasks import sideworld as task
+
+log = logging.getLogger(__name__)
+
+FRAMES = 16
+SHAPES, COLORS, SOUNDS = list(world.SHAPES), list(world.COLORS), list(world.SOUNDS)
+FIRST_SEED = 1 << 60
+TEXT: dict[str, Any] = {
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 4096,
+    "rope_theta": 10_000.0,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": True,
+}
+VISION: dict[str, Any] = {
+    "hidden_size": 96,
+    "intermediate_size": 288,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "image_size": 64,
+    "patch_size": 16,
+}
+
+
+def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE in the style of Qwen2, where newline is id 198, with its three special tokens."""
+    bpe = Tokenizer(models.BPE())
+    bpe.normalizer = normalizers.NFC()
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    chat = ["system\nYou are a helpful assistant.", "user\n", "assistant\n"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=512, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    bpe.train_from_iterator([*texts, *chat], trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        pad_token="<|endoftext|>",
+        eos_token="<|im_end|>",
+        additional_special_tokens=["<|im_start|>"],
+        model_max_length=4096,
+    )
+
+
+class Lesson(NamedTuple):
+    """One scene as a conversation, and the facts that each frame shows."""
+
+    sample: Sample
+    facts: Tensor
+    """int[2,2], shape and color of the left and of the right thing."""
+    heights: Tensor
+    """float[T,2], row of the centre of either, 0..1."""
+
+
+class Lessons(IterableDataset[Lesson]):
+    """Endless scenes; each a conversation that asks all kinds of questions in random order."""
+
+    def __init__(self, base: LlavaOnevision, seed: int) -> None:
+        self.base, self.seed = base, seed
+
+    def __iter__(self) -> Iterator[Lesson]:
+        worker = get_worker_info()
+        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        index = FIRST_SEED + (self.seed << 32) + first
+        while True:
+            yield self._lesson(index)
+            index += step
+
+    def _lesson(self, index: int) -> Lesson:
+        scene, rng = world.scene(index), np.random.default_rng(index)
+        chosen = np.linspace(0, world.FRAMES - 1, FRAMES).astype(int)
+        noisy = world.render(scene)[chosen] + rng.normal(0, rng.uniform(0, 5), (FRAMES, 64, 64, 3))
+        pixels = self.base.preprocess(noisy.clip(0, 255).astype(np.uint8))
+        questions = task.ask(scene)
+        turns = [(task.prompt(questions[i]), task.target(questions[i])) for i in rng.permutation(len(questions))]
+        encoded = self.base.chat(turns[-1][0], tuple(turns[:-1]), turns[-1][1])
+        ids, labels = expand(encoded.ids, encoded.labels, self.base.visual_tokens(FRAMES), 4096)
+        facts = [[SHAPES.index(thing.shape), COLORS.index(thing.color)] for thing in scene.things]
+        heights = [world.centre(thing, chosen / world.FPS)[1] / world.SIZE for thing in scene.things]
+        return Lesson(
+            Sample(ids, labels, pixels, None, {}), torch.tensor(facts), torch.from_numpy(np.stack(heights, 1)).float()
+        )
+
+
+class Reader(nn.Module):
+    """What a frame's tokens must tell: the shape, color and height of both things. Kept only for training."""
+
+    def __init__(self, tokens: int, width: int) -> None:
+        super().__init__()
+        self.shapes = nn.Linear(tokens * width, 2 * len(SHAPES))
+        self.colors = nn.Linear(tokens * width, 2 * len(COLORS))
+        self.heights = nn.Linear(tokens * width, 2)
+
+    def forward(self, query: Tensor, facts: Tensor, heights: Tensor) -> Tensor:
+        """query float[B,T,S,Q], facts int[B,2,2], heights float[B,T,2] -> loss"""
+        seen = query.flatten(2)
+        every = facts[:, None].expand(-1, seen.shape[1], -1, -1)
+        shape = F.cross_entropy(self.shapes(seen).view(-1, len(SHAPES)), every[..., 0].flatten())
+        color = F.cross_entropy(self.colors(seen).view(-1, len(COLORS)), every[..., 1].flatten())
+        return shape + color + 20 * F.mse_loss(self.heights(seen), heights)
+
+
+def base(out: Path, steps: int = 1500, batch: int = 32, seed: int = 0, workers: int = 1) -> None:
+    """Train the tiny LLaVA-OneVision from nothing, first to see, then to talk; writes the lmms-lab layout."""
+    torch.manual_seed(seed)
+    tokenizer = make_tokenizer(task.texts())
+    text = {**TEXT, "vocab_size": len(tokenizer)}
+    hf = _lmms.build(text, VISION)
+    model = Pave(LlavaOnevision(hf, tokenizer), {})
+    reader = Reader(model.base.side**2, model.base.query_dim)
+    loader = DataLoader(Lessons(model.base, seed), batch, num_workers=workers, collate_fn=list)
+
+    def see(lessons: list[Lesson]) -> Tensor:
+        facts, heights = (torch.stack(x) for x in zip(*((lesson.facts, lesson.heights) for lesson in lessons)))
+        pixels = [lesson.sample.pixels for lesson in lessons if lesson.sample.pixels is not None]
+        query, _ = model.base.encode(torch.stack(pixels))
+        return reader(query, facts, heights)
+
+    def talk(lessons: list[Lesson]) -> Tensor:
+        return model(**collate([lesson.sample for lesson in lessons], tokenizer.pad_token_id))["loss"]
+
+    fit(nn.ModuleList([hf.model.vision_tower, reader]), map(see, loader), steps // 4, rate=2e-3)
+    hf.model.vision_tower.requires_grad_(False)
+    fit(hf, map(talk, loader), steps, rate=2e-3)
+    _lmms.save(hf, tokenizer, text, VISION, out)
+
+
+class Listening(IterableDataset[tuple[Tensor, Tensor, Tensor]]):
+    """Endless sounds: mel windows float[7,1,128,204], what is heard float[7,8], and when (float[7,8], by 1/4 s)."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for index in itertools.count(FIRST_SEED + (self.seed << 32)):
+            scene = world.scene(index)
+            mel = mel_windows(torch.from_numpy(world.sound(scene))[None])
+            edges = torch.arange(len(mel))[:, None] + torch.arange(9) / 4
+            overlap = edges[:, 1:].clamp(max=scene.heard_at + world.SOUND_SECONDS) - edges[:, :-1].clamp(
+                min=scene.heard_at
+            )
+            when = (overlap / 0.25).clamp(0, 1)
+            which = F.one_hot(torch.tensor(SOUNDS.index(scene.sound)), len(SOUNDS))
+            yield mel, which * (when.sum(1, keepdim=True) * 0.25 / world.SOUND_SECONDS).clamp(max=1), when
+
+
+def audio(out: Path, steps: int = 400, batch: int = 16, seed: int = 0) -> None:
+    """Train the tiny ImageBind audio tower to tell what sounds in a window, and when; writes safetensors."""
+    torch.manual_seed(seed)
+    tower = imagebind_audio.Tower(width=64, depth=2, heads=4, out_dim=64)
+    reader = nn.Linear(64, len(SOUNDS) + 8)
+    loader = DataLoader(Listening(seed), batch, num_workers=1)
+
+    def hear(lesson: list[Tensor]) -> Tensor:
+        mel, which, when = (x.flatten(0, 1) for x in lesson)
+        told_which, told_when = reader(tower(mel)).split((len(SOUNDS), 8), 1)
+        return F.binary_cross_entropy_with_logits(told_which, which) + F.binary_cross_entropy_with_logits(
+            told_when, when
+        )
+
+    fit(nn.ModuleList([tower, reader]), map(hear, loader), steps, rate=1e-3)
+    imagebind_audio.save(tower.eval(), out)
+
+
+def fit(model: nn.Module, losses: Iterator[Tensor], steps: int, rate: float) -> None:
+    """AdamW with warm-up and cosine on a stream of losses; bf16 products where the processor has them."""
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=rate, weight_decay=0.01, betas=(0.9, 0.98)
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.05)
+    bar = tqdm(range(steps), desc="pretrain", unit="step")
+    for _ in bar:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = next(losses)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        bar.set_postfix(loss=f"{loss.item():.3f}")

@@ -1,0 +1,114 @@
+"""The audio side: published and own feature files, and encoding of real, silent, short and missing sound."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from clips import BUNNY, tone, write_clip
+from conftest import GOLDEN
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+from pave import plug
+from pave.encoders import imagebind_audio
+from pave.io import store
+from pave.io.audio import mel_windows, read_waveform, resample
+from pave.sides import audio
+from pave.types import UserError
+
+FEATURES = GOLDEN / "module/features/audio.safetensors"
+
+
+@pytest.fixture(scope="module")
+def tower(tmp_path_factory: pytest.TempPathFactory) -> imagebind_audio.Tower:
+    """The golden tower of width 64, from a file."""
+    path = tmp_path_factory.mktemp("tower") / "tower.safetensors"
+    state = load_file(GOLDEN / "encoders/imagebind_audio/tower.safetensors")
+    store.write_safetensors(path, store.Tensors(state, {"heads": "4"}))
+    return audio.build(path)
+
+
+def test_it_is_a_plugin() -> None:
+    assert plug.load("sides", "audio") is audio
+    assert (audio.DIM, audio.STEP) == (1024, 1.0)
+
+
+@pytest.mark.parametrize("case", ["audio_2d", "audio_3d", "audio_requires_grad", "audio_half"])
+def test_official_files(case: str, tmp_path: Path) -> None:
+    """The release makes (C, K, 1, 1) of them; ours are steps first and always float32."""
+    arrays = load_file(FEATURES)
+    x = arrays[f"{case}/in"].requires_grad_(case == "audio_requires_grad")
+    torch.save(x, tmp_path / "a.pt")
+    tokens = audio.load(tmp_path / "a.pt")
+    assert tokens.x.dtype == torch.float32
+    assert not tokens.x.requires_grad
+    assert torch.equal(tokens.x, arrays[f"{case}/out"].float().permute(1, 2, 3, 0).flatten(1, 2))
+    assert tokens.seconds is None
+
+
+def test_official_bfloat16_keeps_its_values(tmp_path: Path) -> None:
+    x = torch.randn(5, 8).bfloat16()
+    torch.save(x, tmp_path / "a.pt")
+    assert torch.equal(audio.load(tmp_path / "a.pt").x, x.float()[:, None])
+
+
+@pytest.mark.parametrize("wrong", [torch.zeros(3), torch.zeros(1, 2, 3, 4), {"x": torch.zeros(2, 3)}])
+def test_other_official_files_are_refused(wrong: object, tmp_path: Path) -> None:
+    torch.save(wrong, tmp_path / "a.pt")
+    with pytest.raises(UserError, match=r"a\.pt: holds .*, expected a tensor \(steps, width\)"):
+        audio.load(tmp_path / "a.pt")
+
+
+def test_bunny_to_file_and_back(tower: imagebind_audio.Tower, tmp_path: Path) -> None:
+    """5.3 s of sound in 5.1 channels give four steps; the tower's rows have length 20."""
+    tokens = audio.encode(BUNNY, tower)
+    assert tokens.x.shape == (4, 1, 64)
+    assert_close(tokens.x.norm(dim=2), torch.full((4, 1), 20.0), atol=1e-4, rtol=0)
+    assert tokens.seconds is not None
+    assert tokens.seconds.tolist() == [1, 2, 3, 4]
+    path = tmp_path / "bunny.safetensors"
+    store.write(path, tokens, store.Meta("audio", audio.EXTRACTOR, BUNNY.name, str(audio.STEP)))
+    got = audio.load(path)
+    assert torch.equal(got.x, tokens.x)
+    store.check(got, path, 64)
+    with pytest.raises(UserError, match=f"width 64, this patch needs {audio.DIM}"):
+        store.check(got, path, audio.DIM)
+
+
+def test_files_of_another_extractor_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    store.write(path, audio.SideTokens(torch.zeros(1, 1, 4)), store.Meta("dense", "languagebind", "a.mp4"))
+    with pytest.raises(UserError, match="made by extractor 'languagebind', expected 'imagebind_audio'"):
+        audio.load(path)
+
+
+def test_batches_make_no_difference(tower: imagebind_audio.Tower, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).standard_normal((1, 40 * 16_000)) * np.linspace(0.01, 0.2, 40 * 16_000)
+    path = write_clip(tmp_path / "a.mp4", codec=None, sound=noise)
+    sound = read_waveform(path)
+    for inplace in (True, False):
+        mel = mel_windows(resample(sound.x, sound.rate), inplace)
+        assert len(mel) > audio.BATCH
+        with torch.no_grad():
+            alone = torch.cat([tower(mel[i : i + 1]) for i in (0, 20, len(mel) - 1)])
+        got = audio.encode(path, tower, inplace_mean=inplace).x[[0, 20, -1], 0]
+        assert_close(got, alone, atol=1e-4, rtol=0)
+
+
+def test_silence_is_finite_and_short_sound_is_one_step(tower: imagebind_audio.Tower, tmp_path: Path) -> None:
+    silent = audio.encode(write_clip(tmp_path / "a.mp4", 75, sound=np.zeros((1, 48_000))), tower)
+    assert silent.x.shape == (2, 1, 64)
+    assert torch.isfinite(silent.x).all()
+    short = audio.encode(write_clip(tmp_path / "b.mp4", 10, sound=tone(0.4)), tower)
+    assert short.x.shape == (1, 1, 64)
+    assert short.seconds is not None
+    assert short.seconds.tolist() == [1]
+
+
+def test_no_sound_track_is_an_error(tower: imagebind_audio.Tower, tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.mp4", 5)
+    with pytest.raises(UserError, match=r"a\.mp4: has no sound track"):
+        audio.encode(path, tower)

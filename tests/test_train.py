@@ -1,0 +1,172 @@
+"""What trains, what a run writes, and that an interrupted run goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import World
+from peft import PeftModel
+from tiny import make_config
+from torch.utils.tensorboard import SummaryWriter  # noqa: F401  (the default of report_to must be importable)
+
+from pave import checkpoint, lora, train
+from pave.bases import llava_onevision
+from pave.config import BaseConfig, Config, LoraConfig, PatchConfig
+from pave.data import Questions, collate
+from pave.model import Pave
+from pave.types import UserError
+
+PROJECTIONS = [f"self_attn.{p}_proj" for p in "qkvo"] + [f"mlp.{p}_proj" for p in ("gate", "up", "down")]
+
+
+def losses(folder: Path) -> list[float]:
+    return [entry["loss"] for entry in json.loads((folder / "log.json").read_text()) if "loss" in entry]
+
+
+def test_exactly_patch_and_lora_train(world: World) -> None:
+    model = checkpoint.create(make_config(*world))
+    got = {name for name, p in model.named_parameters() if p.requires_grad}
+    layer = "base.hf.model.language_model.layers.0."
+    want = {f"{layer}{p}.lora_{x}.default.weight" for p in PROJECTIONS for x in "AB"}
+    patch = [f"layers.{i}.{n}" for i in (0, 1) for n in ("q.weight", "q.bias", "k.weight", "k.bias")]
+    patch += [f"layers.{i}.{n}" for i in (0, 1) for n in ("norm.weight", "norm.bias", "up.weight", "down.weight")]
+    patch += [f"{n}.{x}" for n in ("side_in", "query_in", "out.0", "out.2", "out_norm") for x in ("weight", "bias")]
+    assert got == want | {f"patches.audio.{n}" for n in patch}
+
+
+def test_a_fresh_model_is_the_base_bit_for_bit(world: World) -> None:
+    config = make_config(*world)
+    model = checkpoint.create(config).eval()
+    plain = Pave(llava_onevision.load(str(world.base)), {}).eval()
+    data = Questions(config, model.base, "train", with_answers=True)
+    batch = collate([data[0], data[1], data[2]], 0)
+    with torch.no_grad():
+        patched = model(**batch)["logits"]
+        alone = plain(**{**batch, "sides": {}})["logits"]
+    assert torch.equal(patched, alone)
+
+
+def test_a_sample_without_the_side_channel_gets_exactly_nothing(world: World) -> None:
+    config = make_config(*world)
+    model = checkpoint.create(config).eval()
+    torch.nn.init.normal_(model.patches["audio"].out_norm.weight)
+    data = Questions(config, model.base, "train", with_answers=True)
+    first, second = data[0], data[5]
+    deaf = first._replace(sides={"audio": None})
+    with torch.no_grad():
+        mixed = model.fuse(*visual(collate([deaf, second], 0)))
+        heard = model.fuse(*visual(collate([first, second], 0)))
+        none = model.fuse(*visual(collate([deaf], 0)))
+        base = model.base.layout(model.base.encode(first.pixels[None]).embeds)
+    assert torch.equal(mixed[0], base[0])
+    assert torch.equal(none, base)
+    assert torch.allclose(mixed[1], heard[1], atol=1e-6)
+    assert not torch.allclose(mixed[0], heard[0], atol=1e-3)
+
+
+def visual(batch: dict) -> tuple:
+    return batch["pixels"], batch["sides"], batch["frame_seconds"]
+
+
+def test_logits_only_where_labels_are(world: World) -> None:
+    config = make_config(*world)
+    model = checkpoint.create(config).eval()
+    batch = collate([Questions(config, model.base, "train", with_answers=True)[0]], 0)
+    out = model(**batch)
+    assert out["logits"].shape == ((batch["labels"][:, 1:] != -100).sum(), len(model.base.tokenizer))
+
+
+@pytest.mark.parametrize("sampling", ["random", "group_by_length"])
+def test_resumed_losses_equal_those_of_the_unbroken_run(
+    world: World, tmp_path: Path, sampling: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(*world, max_steps=6, train_sampling_strategy=sampling)
+    train.main(config, tmp_path / "whole")
+    # The same run, stopped in its fourth step: the newest whole checkpoint is that of the second.
+    stopped = tmp_path / "stopped"
+    step, calls = train.PaveTrainer.training_step, []
+
+    def interrupted(self: train.PaveTrainer, *arguments: Any) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 7:
+            raise KeyboardInterrupt
+        return step(self, *arguments)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(train.PaveTrainer, "training_step", interrupted)
+        train.main(config, stopped)
+    (stopped / "checkpoint-4").mkdir()
+    (stopped / "checkpoint-4" / "trainer_state.json").write_text('{"half')
+    train.main(config, stopped, resume=True)
+    assert losses(stopped) == losses(tmp_path / "whole")
+    assert len(losses(stopped)) == 6
+    whole, again = (checkpoint.load(tmp_path / f / "final")[0].state_dict() for f in ("whole", "stopped"))
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    assert not list(stopped.glob("**/*.tmp"))
+
+
+def test_training_changes_patch_and_lora_and_loads_back(world: World, tmp_path: Path) -> None:
+    config = make_config(*world, gradient_checkpointing=True)
+    train.main(config, tmp_path)
+    final = tmp_path / "final"
+    assert sorted(f.name for f in final.iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "patch.safetensors",
+        "pave.yaml",
+    ]
+    model, read = checkpoint.load(final)
+    assert read == config
+    assert model.patches["audio"].out_norm.weight.abs().max() > 0
+    adapter = lora.state(model.base.hf)
+    assert all(x.abs().max() > 0 for name, x in adapter.items() if "lora_B" in name)
+    # The adapter is a plain peft folder: peft alone puts the same weights on the HF model.
+    bare = llava_onevision.load(str(world.base)).hf
+    wrapped = PeftModel.from_pretrained(bare, final)
+    named = dict(wrapped.named_parameters())
+    for name, x in adapter.items():
+        assert torch.equal(named[name.replace(".weight", ".default.weight")], x)
+
+
+def test_patch_and_lora_have_their_own_rates(world: World, tmp_path: Path) -> None:
+    config = make_config(*world)
+    model = checkpoint.create(config)
+    groups = train.parameter_groups(config, model, train.training_arguments(config, tmp_path))
+    assert [g["lr"] for g in groups] == [1e-3, 5e-3]
+    counts = [sum(p.numel() for p in g["params"]) for g in groups]
+    assert sum(counts) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize(
+    ("size", "layers", "lora_parameters", "patch_parameters"),
+    [("0.5b", 2, 35_192_832, 6_235_776), ("7b", 2, 161_480_704, 8_996_352), ("7b", 3, 161_480_704, 10_833_920)],
+)
+def test_published_sizes(size: str, layers: int, lora_parameters: int, patch_parameters: int) -> None:
+    base = BaseConfig(path=f"lmms-lab/llava-onevision-qwen2-{size}-ov")
+    model = checkpoint.create(Config(base=base, sides={"audio": PatchConfig(depth=layers)}), weights=False)
+    assert sum(p.numel() for n, p in model.named_parameters() if ".lora_" in n) == lora_parameters
+    assert sum(p.numel() for p in model.patches.parameters()) == patch_parameters
+
+
+def test_patch_alone_without_lora(world: World, tmp_path: Path) -> None:
+    config = dataclasses.replace(make_config(*world), lora=LoraConfig(r=0))
+    train.main(config, tmp_path)
+    assert sorted(f.name for f in (tmp_path / "final").iterdir()) == ["patch.safetensors", "pave.yaml"]
+    model, _ = checkpoint.load(tmp_path / "final")
+    assert not lora.has_lora(model.base.hf)
+
+
+def test_checkpoint_of_another_base_is_refused(world: World, tmp_path: Path) -> None:
+    config = make_config(*world)
+    checkpoint.save(checkpoint.create(config), config, tmp_path / "ckpt")
+    text = (tmp_path / "ckpt/pave.yaml").read_text()
+    (tmp_path / "ckpt/pave.yaml").write_text(text.replace("width: 16", "width: 32"))
+    with pytest.raises(UserError, match="has shape .* expected .* another base"):
+        checkpoint.load(tmp_path / "ckpt")
+
+
