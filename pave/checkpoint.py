@@ -89,16 +89,16 @@ def save(model: Pave, config: Config, folder: Path) -> None:
         write(model, config, temporary)
 
 
-def read_config(folder: Path, base: str | None = None, overrides: Sequence[str] = ()) -> Config:
-    """The config of a folder of ours; `base` overrides the recorded path."""
+def read_config(folder: Path, overrides: Sequence[str] = ()) -> Config:
+    """The config of a folder of ours, with `key=value` overrides."""
     if not (folder / CONFIG_FILE).is_file():
         raise UserError(f"{folder}: no {CONFIG_FILE} in it; expected a folder that `pave train` wrote")
-    return configs.load(folder / CONFIG_FILE, [*overrides, *([f"base.path={base}"] if base else [])])
+    return configs.load(folder / CONFIG_FILE, overrides)
 
 
-def load(folder: Path, base: str | None = None) -> tuple[Pave, Config]:
+def load(folder: Path, overrides: Sequence[str] = ()) -> tuple[Pave, Config]:
     """A trained model from a folder of ours. Strict."""
-    config = read_config(folder, base)
+    config = read_config(folder, overrides)
     model = create(config)
     read(model, config, folder)
     return model.eval(), config
@@ -153,10 +153,10 @@ def is_official(folder: Path) -> bool:
     return any((folder / name).is_file() for name in OFFICIAL_PATCH_FILES)
 
 
-def load_official(folder: Path, base: BaseConfig, side: str = "audio", rope: bool = False) -> tuple[Pave, Config]:
-    """A released single-channel checkpoint on `base`; its shapes come from the weights, strictly.
+def load_official(folder: Path, given: Config) -> tuple[Pave, Config]:
+    """A released single-channel checkpoint on the base of `given`; its shapes come from its tensors, strictly.
 
-    Neither the side's name nor 3D rope stand in the files, so they are arguments.
+    The side's name (audio if `given` has none), its files and 3D rope do not stand in the folder; `given` has them.
     """
     settings = json.loads((folder / "config.json").read_text())
     kind, combine = settings.get("temporal_aggregator_type"), settings.get("feat_combine_method")
@@ -164,14 +164,16 @@ def load_official(folder: Path, base: BaseConfig, side: str = "audio", rope: boo
         raise UserError(f"{folder}/config.json: patch type {kind!r} combined by {combine!r}; expected pmv5 and add")
     file = next(folder / name for name in OFFICIAL_PATCH_FILES if (folder / name).is_file())
     state = _official_patch_state(file)
-    adapter = folder / ADAPTER_FILE
-    adapter_settings = json.loads((folder / "adapter_config.json").read_text()) if adapter.is_file() else {"r": 0}
-    config = Config(
-        base=dataclasses.replace(base, newline=settings["mm_newline_position"]),
-        sides={side: infer_patch(state, rope)},
-        lora=LoraConfig(
-            adapter_settings["r"], adapter_settings.get("lora_alpha", 16), adapter_settings.get("lora_dropout", 0.05)
-        ),
+    adapter, adapter_config = folder / ADAPTER_FILE, LoraConfig(r=0)
+    if adapter.is_file():
+        peft = json.loads((folder / "adapter_config.json").read_text())
+        adapter_config = LoraConfig(peft["r"], peft["lora_alpha"], peft["lora_dropout"])
+    side = next(iter(given.sides), "audio")
+    config = dataclasses.replace(
+        given,
+        base=dataclasses.replace(given.base, newline=settings["mm_newline_position"]),
+        sides={side: infer_patch(state, given.sides.get(side, PatchConfig()))},
+        lora=adapter_config,
     )
     model = create(config)
     patch = model.patches[side]
@@ -180,27 +182,26 @@ def load_official(folder: Path, base: BaseConfig, side: str = "audio", rope: boo
     lora.check_same(_shapes(patch.state_dict()), _shapes(renamed), file)
     patch.load_state_dict(renamed)
     if config.lora.r:
-        language = {
-            re.sub(r"^(base_model\.model\.model\.)layers", r"\1language_model.layers", k): v
-            for k, v in store.read_safetensors(adapter).state.items()
-        }
-        lora.load_state(model.base.hf, language, adapter)
+        found = store.read_safetensors(adapter).state
+        layers = ("base_model.model.model.layers.", "base_model.model.model.language_model.layers.")
+        ours = {name.replace(*layers): x for name, x in found.items()}
+        lora.load_state(model.base.hf, ours, adapter)
     return model.eval(), config
 
 
-def infer_patch(state: Mapping[str, Tensor], rope: bool = False) -> PatchConfig:
+def infer_patch(state: Mapping[str, Tensor], given: PatchConfig) -> PatchConfig:
     """The geometry of an official patch state (linear input map); heads are 4, or 128 channels each with rope."""
     depth = len({name.split(".")[1] for name in state if name.startswith("cross_attn_layers.")})
     side_width, dim = state["input_mapping.weight"].shape
     width = state["cross_attn_layers.0.attn.q_linear.weight"].shape[0]
     learnable = state.get("learnable_query")
-    return PatchConfig(
+    return dataclasses.replace(
+        given,
         dim=dim,
         width=width,
         side_width=side_width,
-        heads=width // 128 if rope else 4,
+        heads=width // 128 if given.rope else 4,
         depth=depth,
-        rope=rope,
         queries=[] if learnable is None else list(learnable.shape[:2]),
     )
 

@@ -15,7 +15,7 @@ Handler = Callable[[argparse.Namespace], None]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; exit code 1 and one line for everything the user can mend."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parse(argv)
     logging.basicConfig(level=logging.INFO if _is_first_rank() else logging.WARNING, format="%(message)s")
     from pave.types import UserError
 
@@ -28,6 +28,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return 1
     return 0
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Arguments, with `key=value` overrides anywhere on the line."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    strange = [text for text in rest if "=" not in text or text.startswith("-") or "overrides" not in arguments]
+    if strange:
+        parser.error(f"unrecognized arguments: {' '.join(strange)}")
+    if rest:
+        arguments.overrides = [*arguments.overrides, *rest]
+    return arguments
 
 
 def _is_first_rank() -> bool:
@@ -188,10 +200,22 @@ def _bench(commands: Any) -> None:
     def run(a: argparse.Namespace) -> None:
         from pave import bench
 
-        print(bench.main(a))
+        rows = bench.patch(a.threads, a.device, a.rows or None, dtype=a.dtype, reps=a.reps, against=a.against)
+        if a.out:
+            bench.save(rows, a.out)
+        print(bench.table(rows))
 
     parser = _command(commands, "bench", "time and memory of the patch at the published shapes", run)
     parser.add_argument("what", choices=["patch"])
+    parser.add_argument(
+        "rows", nargs="*", metavar="ROW", help="patterns such as 'audio-*' or '*-b4-train'; default: all"
+    )
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--reps", type=int, default=5, help="timed runs of each row; the median counts")
+    parser.add_argument("--against", type=Path, metavar="FILE", help="figures to print beside ours")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the rows as .json or .csv")
 
 
 def _pretrain(commands: Any) -> None:

@@ -128,19 +128,30 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
 
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such config; `pave list` names the shipped ones")
+        raise UserError(f"{path}: no such config; the shipped ones are in configs/")
     try:
-        layers = [OmegaConf.load(path)]
+        given = OmegaConf.load(path)
     except YAMLError as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    return _merge([(str(path), given), *_parsed(overrides)])
+
+
+def from_overrides(overrides: Sequence[str]) -> Config:
+    """The defaults with `key=value` overrides on top."""
+    return _merge(_parsed(overrides))
+
+
+def _parsed(overrides: Sequence[str]) -> list[tuple[str, Any]]:
+    """Each override with its text, for messages."""
+    from omegaconf import OmegaConf
+
     for override in overrides:
         if "=" not in override:
             raise UserError(f"'{override}': expected key=value, for example train.learning_rate=1e-4")
-        layers.append(OmegaConf.from_dotlist([override]))
-    return from_layers([(str(path), layers[0]), *zip(overrides, layers[1:])])
+    return [(override, OmegaConf.from_dotlist([override])) for override in overrides]
 
 
-def from_layers(layers: Sequence[tuple[str, Any]]) -> Config:
+def _merge(layers: Sequence[tuple[str, Any]]) -> Config:
     """Merge (origin, values) layers over the defaults, each checked against the dataclasses."""
     from omegaconf import OmegaConf, ValidationError
     from omegaconf.errors import ConfigAttributeError, ConfigKeyError

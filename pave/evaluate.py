@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from pave import checkpoint, plug
+from pave import config as configs
 from pave.config import Config, LoraConfig
 from pave.data import Questions, Sample, collate
 from pave.io.atomic import atomic_file
@@ -147,13 +148,16 @@ def _lines(file: Path) -> Sequence[str]:
 def load_model(
     ckpt: Path, base: str | None, overrides: Sequence[str] = (), base_only: bool = False, device: str | None = None
 ) -> tuple[Pave, Config]:
-    """A trained folder on a device; `base_only` leaves its patches and LoRA out."""
-    config = checkpoint.read_config(ckpt, base, overrides)
-    if base_only:
-        config = dataclasses.replace(config, sides={}, lora=LoraConfig(r=0))
-    model = checkpoint.create(config)
-    if not base_only:
-        checkpoint.read(model, config, ckpt)
+    """A trained folder, ours or a released one, on a device; `base_only` leaves its patches and LoRA out."""
+    if base is not None:
+        overrides = [*overrides, f"base.path={base}"]
+    if checkpoint.is_official(ckpt):
+        model, config = checkpoint.load_official(ckpt, configs.from_overrides(overrides))
+    elif base_only:
+        config = dataclasses.replace(checkpoint.read_config(ckpt, overrides), sides={}, lora=LoraConfig(r=0))
+        model = checkpoint.create(config)
+    else:
+        model, config = checkpoint.load(ckpt, overrides)
     return model.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu")), config
 
 

@@ -28,7 +28,8 @@ def main(side: str, videos: Path, out: Path, weights: str, device: str = "cpu") 
     todo = [file for file in files if not target(out, file).exists()]
     log.info("%d videos, %d already extracted", len(files), len(files) - len(todo))
     encoder = plugin.build(Path(configs.resolve(weights)), torch.device(device)) if todo else None
-    failures = []
+    listing, failures = out / "failures.jsonl", []
+    listing.unlink(missing_ok=True)
     for file in tqdm(todo, desc=f"extract {side}", unit="video"):
         try:
             tokens = plugin.encode(file, encoder)
@@ -38,7 +39,6 @@ def main(side: str, videos: Path, out: Path, weights: str, device: str = "cpu") 
             failures.append({"file": str(file), "error": str(error)})
             log.warning("%s", error)
     if failures:
-        listing = out / "failures.jsonl"
         listing.parent.mkdir(parents=True, exist_ok=True)
         listing.write_text("".join(json.dumps(f) + "\n" for f in failures))
         raise UserError(f"{listing}: {len(failures)} of {len(todo)} videos failed, the first: {failures[0]['error']}")

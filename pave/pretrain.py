@@ -76,11 +76,11 @@ def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 
 class Lesson(NamedTuple):
-    """One scene as a conversation, and the facts that each frame shows."""
+    """One scene as a conversation, and the facts that its frames show."""
 
     sample: Sample
     facts: Tensor
-    """int[2,2], shape and color of the left and of the right thing."""
+    """int[3,2]: shape, color, and whether it is the bigger one, of the left and of the right thing."""
     heights: Tensor
     """float[T,2], row of the centre of either, 0..1."""
 
@@ -108,7 +108,11 @@ class Lessons(IterableDataset[Lesson]):
         turns = [(task.prompt(questions[i]), task.target(questions[i])) for i in rng.permutation(len(questions))]
         encoded = self.base.chat(turns[-1][0], tuple(turns[:-1]), turns[-1][1])
         ids, labels = expand(encoded.ids, encoded.labels, self.base.visual_tokens(FRAMES), 4096)
-        facts = [[SHAPES.index(thing.shape), COLORS.index(thing.color)] for thing in scene.things]
+        facts = [
+            [SHAPES.index(thing.shape) for thing in scene.things],
+            [COLORS.index(thing.color) for thing in scene.things],
+            [int(thing is scene.bigger) for thing in scene.things],
+        ]
         heights = [world.centre(thing, chosen / world.FPS)[1] / world.SIZE for thing in scene.things]
         return Lesson(
             Sample(ids, labels, pixels, None, {}), torch.tensor(facts), torch.from_numpy(np.stack(heights, 1)).float()
@@ -116,21 +120,20 @@ class Lessons(IterableDataset[Lesson]):
 
 
 class Reader(nn.Module):
-    """What a frame's tokens must tell: the shape, color and height of both things. Kept only for training."""
+    """What each token of a 2x2 frame must tell of the thing in its half. Kept only for training."""
 
-    def __init__(self, tokens: int, width: int) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.shapes = nn.Linear(tokens * width, 2 * len(SHAPES))
-        self.colors = nn.Linear(tokens * width, 2 * len(COLORS))
-        self.heights = nn.Linear(tokens * width, 2)
+        self.facts = nn.ModuleList([nn.Linear(width, n) for n in (len(SHAPES), len(COLORS), 2)])
+        self.height = nn.Linear(width, 1)
 
     def forward(self, query: Tensor, facts: Tensor, heights: Tensor) -> Tensor:
-        """query float[B,T,S,Q], facts int[B,2,2], heights float[B,T,2] -> loss"""
-        seen = query.flatten(2)
-        every = facts[:, None].expand(-1, seen.shape[1], -1, -1)
-        shape = F.cross_entropy(self.shapes(seen).view(-1, len(SHAPES)), every[..., 0].flatten())
-        color = F.cross_entropy(self.colors(seen).view(-1, len(COLORS)), every[..., 1].flatten())
-        return shape + color + 20 * F.mse_loss(self.heights(seen), heights)
+        """query float[B,T,4,Q] (rows before columns), facts int[B,3,2], heights float[B,T,2] -> loss"""
+        batch, frames = query.shape[:2]
+        halves = facts[:, :, None, None].expand(-1, -1, frames, 2, -1).flatten(3)
+        told = [F.cross_entropy(fact(query).flatten(0, 2), halves[:, i].flatten()) for i, fact in enumerate(self.facts)]
+        rows = heights[:, :, None].expand(-1, -1, 2, -1).flatten(2)
+        return sum(told, 20 * F.mse_loss(self.height(query)[..., 0], rows))
 
 
 def base(out: Path, steps: int = 1500, batch: int = 32, seed: int = 0, workers: int = 1) -> None:
@@ -140,7 +143,7 @@ def base(out: Path, steps: int = 1500, batch: int = 32, seed: int = 0, workers: 
     text = {**TEXT, "vocab_size": len(tokenizer)}
     hf = _lmms.build(text, VISION)
     model = Pave(LlavaOnevision(hf, tokenizer), {})
-    reader = Reader(model.base.side**2, model.base.query_dim)
+    reader = Reader(model.base.query_dim)
     loader = DataLoader(Lessons(model.base, seed), batch, num_workers=workers, collate_fn=list)
 
     def see(lessons: list[Lesson]) -> Tensor:

@@ -77,3 +77,21 @@ def cut(path: Path, share: float = 0.6) -> Path:
     short = path.with_name(f"cut_{path.name}")
     short.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
     return short
+
+
+def copy_picture(source: Path, path: Path, silence: bool) -> Path:
+    """The video packets of `source` as they are, with a silent sound track or none."""
+    with av.open(source) as given, av.open(path, "w") as out:
+        video = out.add_stream_from_template(given.streams.video[0])
+        if silence:
+            audio = out.add_stream("aac", rate=16_000, layout="mono")
+        for packet in given.demux(given.streams.video[0]):
+            if packet.dts is not None:
+                packet.stream = video
+                out.mux(packet)
+        if silence:
+            wave = av.AudioFrame.from_ndarray(np.zeros((1, 80_000), np.float32), "fltp", "mono")
+            wave.sample_rate, wave.pts = 16_000, 0
+            out.mux(audio.encode(wave))
+            out.mux(audio.encode(None))
+    return path

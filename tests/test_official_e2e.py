@@ -16,7 +16,7 @@ from torch.testing import assert_close
 
 from pave import checkpoint, lora
 from pave.bases import llava_onevision
-from pave.config import BaseConfig
+from pave.config import BaseConfig, Config
 from pave.data import expand, pad
 from pave.model import Pave
 from pave.types import IGNORE, VIDEO, UserError
@@ -33,7 +33,7 @@ def arrays(name: str) -> dict[str, Tensor]:
 
 
 def fresh(folder: str = "tiny_pave_v5_1_3_lora", **base: Any) -> Pave:
-    return checkpoint.load_official(E2E / folder, dataclasses.replace(CONFIG, **base))[0]
+    return checkpoint.load_official(E2E / folder, Config(base=dataclasses.replace(CONFIG, **base)))[0]
 
 
 @cache
@@ -259,4 +259,4 @@ def test_wrong_base_and_wrong_tensors_are_named(tmp_path: Path) -> None:
     ):
         torch.save(wrong, tmp_path / "mm_projector.bin")
         with pytest.raises(UserError, match=message):
-            checkpoint.load_official(tmp_path, CONFIG)
+            checkpoint.load_official(tmp_path, Config(base=CONFIG))

@@ -97,9 +97,10 @@ def test_resumed_losses_equal_those_of_the_unbroken_run(
             raise KeyboardInterrupt
         return step(self, *arguments)
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(train.PaveTrainer, "training_step", interrupted)
+    monkeypatch.setattr(train.PaveTrainer, "training_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
         train.main(config, stopped)
+    monkeypatch.undo()
     (stopped / "checkpoint-4").mkdir()
     (stopped / "checkpoint-4" / "trainer_state.json").write_text('{"half')
     train.main(config, stopped, resume=True)
@@ -166,7 +167,5 @@ def test_checkpoint_of_another_base_is_refused(world: World, tmp_path: Path) -> 
     checkpoint.save(checkpoint.create(config), config, tmp_path / "ckpt")
     text = (tmp_path / "ckpt/pave.yaml").read_text()
     (tmp_path / "ckpt/pave.yaml").write_text(text.replace("width: 16", "width: 32"))
-    with pytest.raises(UserError, match="has shape .* expected .* another base"):
+    with pytest.raises(UserError, match=r"has shape .* expected .* another base"):
         checkpoint.load(tmp_path / "ckpt")
-
-

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -74,12 +73,11 @@ class ConvMap(nn.ModuleList):
         super().__init__(stages)
         self.width = widths[-1]
 
-    def forward(self, x: Tensor, steps: Sequence[int]) -> Tensor:
-        """float[B,K,H,W,C] -> float[B,K,H',W',width]; steps beyond a sample's own are as good as absent."""
-        inside = torch.arange(x.shape[1]) < torch.tensor(steps)[:, None]
-        inside = inside[:, None, :, None, None].to(x)
+    def forward(self, x: Tensor, inside: Tensor) -> Tensor:
+        """float[B,K,H,W,C] -> float[B,K,H',W',width]; steps outside (bool[B,K]) are as good as absent."""
+        outside = ~inside[:, None, :, None, None].to(x.device)
         stem, *stages = self
-        x = stem(x.movedim(-1, 1))
-        for block in (block for stage in stages for block in stage):
-            x = block(x * inside)
+        x = stem(x.movedim(-1, 1).masked_fill(outside, 0.0))
+        for block in (block for stage in stages for block in stage.children()):
+            x = block(x.masked_fill(outside, 0.0))
         return x.movedim(1, -1)

@@ -15,9 +15,13 @@ from torch.nn import functional as F
 
 from pave.nn import rope as rotary
 from pave.nn import window
-from pave.nn.attention import attend
+from pave.nn.attention import Kernel, QueryMap, attend, attend_folded, check_kernel, folding_pays
 from pave.nn.conv import ConvMap
 
+CPU_TOKENS = 2048
+"""Query tokens that a CPU takes through the patch at a time; a GPU takes them all."""
+
+Turns = tuple[rotary.Turn, rotary.Turn]
 Neighborhood = Literal["chunks", "centered", "seconds", "global"]
 
 
@@ -37,7 +41,7 @@ class Layer(nn.Module):
         super().__init__()
         self.heads = heads
         self.own_values = own_values
-        self.q = nn.Linear(width, width)
+        self.q = QueryMap(width, width)
         self.k = nn.Linear(side_width, width)
         # Quirk: the released module projects values with k; v exists in every checkpoint and is never used.
         self.v = nn.Linear(side_width, width).requires_grad_(own_values)
@@ -45,18 +49,18 @@ class Layer(nn.Module):
         self.up = nn.Linear(width, 2 * width, bias=False)
         self.down = nn.Linear(2 * width, width, bias=False)
 
-    def forward(
-        self, query: Tensor, memory: Tensor, gather: window.Gather, turn: tuple[Tensor, Tensor] | None, kernel: str
-    ) -> Tensor:
-        """query float[B,G,N,H], memory float[B,K,P,*] -> float[B,G,N,H]"""
-        q = self.q(query).unflatten(-1, (self.heads, -1))
-        projected = self.k(memory)
-        key = gather(projected).unflatten(-1, (self.heads, -1))
+    def forward(self, x: Tensor, memory: Tensor, gather: window.Gather, turns: Turns | None, kernel: Kernel) -> Tensor:
+        """x float[R,N,H], memory float[m,P,*], turns of queries and keys -> float[R,N,H]"""
+        key = gather(self.k(memory)).unflatten(-1, (self.heads, -1))
         value = gather(self.v(memory)).unflatten(-1, (self.heads, -1)) if self.own_values else key
-        if turn is not None:
-            q, key = rotary.rotate(q, turn[0]), rotary.rotate(key, turn[1])
-        query = query + attend(q, key, value, gather, kernel)
-        return query + self.down(F.gelu(self.up(self.norm(query))))
+        if turns is None and kernel == "sdpa" and folding_pays(x.shape[1], key):
+            x = x + attend_folded(self.q, x, key, value, gather)
+        else:
+            q = self.q(x).unflatten(-1, (self.heads, -1))
+            if turns is not None:
+                q, key = rotary.rotate(q, turns[0]), rotary.rotate(key, turns[1])
+            x = x + attend(q, key, value, gather, kernel)
+        return x + self.down(F.gelu(self.up(self.norm(x))))
 
 
 class Patch(nn.Module):
@@ -81,12 +85,13 @@ class Patch(nn.Module):
         dropout: float = 0.0,
         neighborhood: Neighborhood = "chunks",
         reach: float = 0,
-        kernel: Literal["sdpa", "flash"] = "sdpa",
+        kernel: Kernel = "sdpa",
     ) -> None:
         """`queries` = (frames, tokens) makes the queries learnable; `reach` counts steps (centered) or seconds."""
         super().__init__()
         if rope and width != heads * 128:
             raise ValueError(f"3D rope needs heads of 128 channels, got {width} / {heads}")
+        check_kernel(kernel)
         self.rope, self.neighborhood, self.reach, self.kernel = rope, neighborhood, reach, kernel
         if conv is None:
             self.side_in: nn.Linear | ConvMap = nn.Linear(side_dim, side_width)
@@ -126,36 +131,52 @@ class Patch(nn.Module):
 
         `steps` counts the valid steps of each sample (None: all); `stretch_to` defaults to T.
         """
-        weight = self.layers[0].q.weight
         steps = list(steps) if steps is not None else [x.shape[1]] * len(x)
-        assert len(steps) == len(x) and 0 < min(steps) <= max(steps) <= x.shape[1], (steps, x.shape)
-        memory = self._memory(x.to(weight.dtype), steps)
-        tokens = self._tokens(query.to(weight.dtype), len(x))
-        frames, per_frame = tokens.shape[1:3]
+        assert len(steps) == len(x), (steps, x.shape)
+        assert 0 < min(steps) <= max(steps) <= x.shape[1], (steps, x.shape)
+        like = next(self.parameters())
+        if self.queries is not None:
+            query = self.queries.expand(len(x), -1, -1, -1)
+        frames, per_frame = query.shape[1:3]
         windows = self._windows(steps, frames, stretch_to, seconds, frame_seconds)
-        gather = window.Gather(windows, memory.shape[1], weight.device, weight.dtype)
-        turn = self._turns(windows, gather, frames, per_frame, memory.shape[2]) if self.rope else None
-        tokens = tokens.reshape(len(x), windows.start.shape[1], -1, tokens.shape[-1])
+        x, valid = self._flat_steps(x, steps, like)
+        times = rotary.frame_times(frames, windows.total).view(windows.start.numel(), -1) if self.rope else None
+        tokens = query.reshape(windows.start.numel(), -1, query.shape[-1])
+        out = []
+        for rows in self._portions(tokens, windows):
+            gather = window.Gather(windows, rows, x.shape[1], like)
+            memory = x[gather.span] if valid is None else x[valid[gather.span].to(x.device)]
+            turns = None if times is None else _turns(times[rows], gather.position, per_frame, x.shape[1], like)
+            out.append(self._run(tokens[rows].to(like.dtype), memory.to(like.dtype), gather, turns))
+        return torch.cat(out).view(len(steps), frames, per_frame, -1)
+
+    def _run(self, tokens: Tensor, memory: Tensor, gather: window.Gather, turns: Turns | None) -> Tensor:
+        """Some windows from end to end: tokens float[R,N,Q], the side steps they need float[m,P,C] -> float[R,N,D]"""
+        if isinstance(self.side_in, nn.Linear):
+            memory = self.side_in(memory)
+        if self.query_in is not None:
+            tokens = self.query_in(tokens)
         for layer in self.layers:
-            tokens = layer(tokens, memory, gather, turn, self.kernel)
-        tokens = tokens.view(len(x), frames, per_frame, -1)
+            tokens = layer(tokens, memory, gather, turns, self.kernel)
         tokens = self.dropout(tokens if self.out is None else self.out(tokens))
         return tokens if self.out_norm is None else self.out_norm(tokens)
 
-    def _memory(self, x: Tensor, steps: list[int]) -> Tensor:
-        """float[B,K,P,C] or float[B,K,H,W,C] -> float[B,K,P,side_width]"""
-        if not isinstance(self.side_in, ConvMap):
-            return self.side_in(x.flatten(2, -2))
-        if x.dim() == 4:
-            x = x.unflatten(2, (rotary.square_side(x.shape[2]), -1))
-        return self.side_in(x, steps).flatten(2, 3)
+    def _portions(self, tokens: Tensor, windows: window.Windows) -> list[slice]:
+        """Rows that go through together: few on a CPU, whose caches are small; no side step is mapped twice."""
+        count, groups = len(tokens), windows.start.shape[1]
+        unit = 1 if self.neighborhood == "chunks" else groups
+        size = max(1, CPU_TOKENS // (unit * tokens.shape[1])) * unit if tokens.device.type == "cpu" else count
+        return [slice(i, min(i + size, count)) for i in range(0, count, size)]
 
-    def _tokens(self, query: Tensor, samples: int) -> Tensor:
-        """float[B,T,S,Q] -> float[B,T,S,H]"""
-        if self.queries is not None:
-            return self.queries.expand(samples, -1, -1, -1)
-        assert self.query_in is not None
-        return self.query_in(query)
+    def _flat_steps(self, x: Tensor, steps: list[int], like: Tensor) -> tuple[Tensor, Tensor | None]:
+        """All steps float[B*K,P,C], and if ragged the valid ones int[M] (host); a conv map sees them in order."""
+        inside = torch.arange(x.shape[1]) < torch.tensor(steps)[:, None]
+        if isinstance(self.side_in, ConvMap):
+            if x.dim() == 4:
+                x = x.unflatten(2, (rotary.square_side(x.shape[2]), -1))
+            x = self.side_in(x.to(like.dtype), inside)
+        x = x.flatten(2, -2).flatten(0, 1)
+        return x, None if bool(inside.all()) else inside.flatten().nonzero()[:, 0]
 
     def _windows(
         self,
@@ -174,15 +195,11 @@ class Patch(nn.Module):
             return window.everything(steps)
         if seconds is None or frame_seconds is None:
             raise ValueError("the neighbourhood 'seconds' needs time stamps of the frames and of the side steps")
+        assert [len(s) for s in seconds] == steps, "one time stamp for every valid step"
         return window.near(seconds, frame_seconds, self.reach)
 
-    def _turns(
-        self, windows: window.Windows, gather: window.Gather, frames: int, per_frame: int, per_step: int
-    ) -> tuple[Tensor, Tensor]:
-        """Rotary angles of the queries float[B,G,N,64] and of the gathered keys float[B,G,W,P,64]."""
-        grid = rotary.square_side(max(per_frame, per_step))
-        times = torch.stack([rotary.frame_times(frames, int(total)) for total in windows.total])
-        query = rotary.angles(times, per_frame, grid).reshape(*windows.start.shape, -1, 64)
-        key = rotary.angles(gather.position, per_step, grid)
-        device = self.layers[0].q.weight.device
-        return query.to(device), key.to(device)
+
+def _turns(times: Tensor, positions: Tensor, per_frame: int, per_step: int, like: Tensor) -> Turns:
+    """Rotary turns float[R,N,64] of the queries at int[R,N/S] and float[R,J,64] of the gathered keys at int[R,W]."""
+    grid = rotary.square_side(max(per_frame, per_step))
+    return rotary.turn(times, per_frame, grid, like), rotary.turn(positions, per_step, grid, like)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -15,35 +17,43 @@ def cell_centers(cells: int, grid: int) -> Tensor:
     return torch.linspace(0, grid, 2 * cells + 1)[1::2].floor().long()
 
 
-def frame_times(frames: int, positions: int) -> Tensor:
-    """int[frames], the key positions at which the query frames stand."""
-    return torch.linspace(0, max(frames, positions) - 1, frames).floor().long()
+def frame_times(frames: int, positions: Tensor) -> Tensor:
+    """int[B,frames], the key positions (int[B] of them) at which the query frames stand."""
+    return torch.stack([torch.linspace(0, max(frames, n) - 1, frames).floor().long() for n in positions.tolist()])
 
 
 def square_side(tokens: int) -> int:
     """The side of a square grid. Raises ValueError for other counts: rows and columns would be undefined."""
     side = round(tokens**0.5)
     if side * side != tokens:
-        raise ValueError(f"3D rope needs a square grid of tokens, got {tokens} a frame")
+        raise ValueError(f"3D rope and convolutional input maps need a square grid of tokens, got {tokens} a frame")
     return side
 
 
-def angles(time: Tensor, tokens: int, grid: int) -> Tensor:
-    """float[..., tokens, 64] for int[...] times and a square grid of tokens placed on a grid x grid map."""
+class Turn(NamedTuple):
+    """Cosine and sine of every token's 64 angles."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+def turn(time: Tensor, tokens: int, grid: int, like: Tensor) -> Turn:
+    """float[R,U*tokens,64] for times int[R,U] and a square grid of tokens placed on a grid x grid map."""
     cells = cell_centers(square_side(tokens), grid)
     row, column = torch.cartesian_prod(cells, cells).view(-1, 2).unbind(-1)
-    ladder = 10000.0 ** -(torch.arange(0, HEAD_DIM, 2, dtype=torch.float32) / HEAD_DIM)
+    ladder = 1 / 10000.0 ** (torch.arange(0, HEAD_DIM, 2, dtype=torch.float32) / HEAD_DIM)
     by_time, by_row, by_column = ladder.split(SECTIONS)
     parts = [
         (time[..., None, None] * by_time).expand(*time.shape, tokens, -1),
         (row[:, None] * by_row).expand(*time.shape, -1, -1),
         (column[:, None] * by_column).expand(*time.shape, -1, -1),
     ]
-    return torch.cat(parts, -1)
+    angle = torch.cat(parts, -1).flatten(1, 2)
+    return Turn(angle.cos().to(like), angle.sin().to(like))
 
 
-def rotate(x: Tensor, angle: Tensor) -> Tensor:
+def rotate(x: Tensor, by: Turn) -> Tensor:
     """float[..., heads, 128] turned by float[..., 64]; channel c pairs with c + 64 (halves, not neighbours)."""
-    cos, sin = angle.cos().to(x)[..., None, :], angle.sin().to(x)[..., None, :]
+    cos, sin = by.cos[..., None, :], by.sin[..., None, :]
     first, second = x.chunk(2, -1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)

@@ -1,6 +1,7 @@
 """Which side steps a query frame sees: contiguous windows over time, planned on the host, gathered on the device.
 
-Letters as in pave.types; G windows a sample (T, or 1 where all frames share one), W positions in the longest window.
+Letters as in pave.types; G windows a sample (T, or 1 where all frames share one), R rows = windows of the whole batch,
+W positions in the longest window, M valid steps of the whole batch, packed one sample after the other.
 A *position* is a side step after stretching: signals with fewer steps than frames are stretched linearly in time.
 """
 
@@ -27,14 +28,14 @@ class Windows(NamedTuple):
 
 
 def stretched(steps: Sequence[int], frames: int) -> list[int]:
-    """Positions after stretching to `frames`; signals that are long enough stay as they are (reference.md C1)."""
+    """Positions after stretching to `frames`; signals that are long enough stay as they are."""
     # Quirk: the length comes from a float scale factor, so some pairs end one short: (49, 64) gives 63.
     return [k if k >= frames else int(k * (frames / k)) for k in steps]
 
 
 def chunks(steps: Sequence[int], frames: int, stretch_to: int | None = None) -> Windows:
     """The released neighbourhood: `frames` consecutive chunks, the first (total mod frames) one longer."""
-    total = torch.tensor(stretched(steps, stretch_to or frames))
+    total = torch.tensor(stretched(steps, frames if stretch_to is None else stretch_to))
     frame = torch.arange(frames)
     base, extra = (total // frames)[:, None], (total % frames)[:, None]
     start = frame * base + torch.minimum(frame.expand(len(total), -1), extra)
@@ -52,8 +53,9 @@ def centered(steps: Sequence[int], frames: int, reach: int) -> Windows:
 
 def near(seconds: Sequence[Tensor], frame_seconds: Sequence[Tensor], reach: float) -> Windows:
     """All steps whose time stamp lies within `reach` seconds of the frame's; nothing is stretched."""
-    start = torch.stack([torch.searchsorted(s, f - reach) for s, f in zip(seconds, frame_seconds)])
-    stop = torch.stack([torch.searchsorted(s, f + reach, right=True) for s, f in zip(seconds, frame_seconds)])
+    pairs = [(s.cpu(), f.cpu()) for s, f in zip(seconds, frame_seconds)]
+    start = torch.stack([torch.searchsorted(s, f - reach) for s, f in pairs])
+    stop = torch.stack([torch.searchsorted(s, f + reach, right=True) for s, f in pairs])
     steps = torch.tensor([len(s) for s in seconds])
     return Windows(start, stop - start, steps, steps)
 
@@ -65,44 +67,52 @@ def everything(steps: Sequence[int]) -> Windows:
 
 
 class Gather:
-    """Cuts float[B,K,...] into float[B,G,W,...]: a view where windows are equal and whole, else one (linear) gather."""
+    """Cuts the windows of some rows out of packed steps; a view where they follow each other, else one gather."""
 
-    def __init__(self, windows: Windows, steps: int, device: torch.device, dtype: torch.dtype) -> None:
-        start, length, total, valid = windows
-        self.shape = (*start.shape, max(int(length.max()), 1))
-        slot = torch.arange(self.shape[2])
-        self.position = start[..., None] + slot
-        """int[B,G,W], host; slots beyond a window's length are masked."""
-        inside = slot < length[..., None]
-        self.is_view = bool(inside.all()) and bool((total == steps).all()) and self.shape[1] * self.shape[2] == steps
-        self.mask = None if bool(inside.all()) else inside.to(device)
-        """bool[B,G,W] or None where every slot holds a key."""
-        self.empty = (length == 0).to(device) if bool((length == 0).any()) else None
-        """bool[B,G] windows without any key, or None."""
-        self.low, self.high, self.weight = (
-            (None, None, None) if self.is_view else self._source(total, valid, device, dtype)
-        )
-
-    def _source(
-        self, total: Tensor, valid: Tensor, device: torch.device, dtype: torch.dtype
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Two step indices and a weight for every slot: trilinear, align_corners, along time only."""
-        exact = torch.float64 if dtype == torch.float64 else torch.float32
-        last = (valid - 1)[:, None, None]
-        scale = torch.where(total == valid, 1.0, (valid - 1).to(exact) / (total - 1).clamp(min=1).to(exact))
-        source = self.position.to(exact) * scale.to(exact)[:, None, None]
-        low = source.long().clamp(max=last)
-        if bool((total == valid).all()):
-            return low.to(device), None, None
-        weight = (source - low).clamp(0, 1)
-        return low.to(device), (low + 1).clamp(max=last).to(device), weight.to(device, dtype)
+    def __init__(self, windows: Windows, rows: slice, per_step: int, like: Tensor) -> None:
+        device = like.device
+        start, length = (t.flatten()[rows, None] for t in (windows.start, windows.length))
+        groups = windows.start.shape[1]
+        first = windows.steps.cumsum(0) - windows.steps
+        total, steps, first = (t.repeat_interleave(groups)[rows, None] for t in (windows.total, windows.steps, first))
+        slot = torch.arange(max(int(length.max()), 1))
+        self.position = start + slot
+        """int[R,W], host; slots beyond a window's length are masked."""
+        self.length = length.flatten() * per_step
+        """int[R], host: tokens of each window."""
+        # An empty window may look at its meaningless slots and is zeroed afterwards: no kernel meets a row of -inf.
+        inside, empty = slot < length, length == 0
+        self.mask = None if bool(inside.all()) else (inside | empty).repeat_interleave(per_step, 1).to(device)
+        """bool[R,W*P] or None where every slot holds a token."""
+        self.empty = empty.to(device) if bool(empty.any()) else None
+        """bool[R,1] windows without any step, or None."""
+        low, weight = _source(self.position, total, steps, like.dtype)
+        low, high = low + first, first + (low if weight is None else torch.minimum(low + 1, steps - 1))
+        self.span = slice(int(low.min()), int(high.max()) + 1)
+        """The packed steps from which these rows take theirs."""
+        low, high = low - self.span.start, high - self.span.start
+        in_order = weight is None and torch.equal(low.flatten(), torch.arange(low.numel()))
+        self.low = None if in_order else low.to(device)
+        self.high = high.to(device)
+        self.weight = None if weight is None else weight.to(device)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """float[B,K,...] -> float[B,G,W,...]"""
+        """The steps of `span`, float[m,P,H] -> float[R,W*P,H]"""
         if self.low is None:
-            return x.view(*self.shape, *x.shape[2:])
-        sample = torch.arange(len(x), device=x.device)[:, None, None]
-        low = x[sample, self.low]
-        if self.high is None or self.weight is None:
-            return low
-        return torch.lerp(low, x[sample, self.high], self.weight.reshape(*self.weight.shape, *[1] * (x.dim() - 2)))
+            return x.view(len(self.position), -1, x.shape[-1])
+        low = x[self.low]
+        if self.weight is not None:
+            low = torch.lerp(low, x[self.high], self.weight[..., None, None].to(x.dtype))
+        return low.flatten(1, 2)
+
+
+def _source(position: Tensor, total: Tensor, steps: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """The step below each position int[R,W] and the next one's weight, float or None: linear, ends on ends."""
+    last = steps - 1
+    if torch.equal(total, steps):
+        return torch.minimum(position, last), None
+    exact = torch.float64 if dtype == torch.float64 else torch.float32
+    scale = torch.where(total == steps, 1.0, last.to(exact) / (total - 1).clamp(min=1).to(exact)).to(exact)
+    source = position.to(exact) * scale
+    low = torch.minimum(source.long(), last)
+    return low, (source - low).clamp(0, 1)

@@ -1,0 +1,266 @@
+"""Every command by hand, end to end on a tiny random base; and what a user sees when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from clips import BUNNY, copy_picture
+from conftest import GOLDEN, World
+from safetensors.torch import load_file, save_file
+from tiny import SIDE_DIM, make_config
+
+from pave import checkpoint, cli, config
+from pave.encoders import imagebind_audio
+
+
+@pytest.fixture(scope="module")
+def run_folder(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A config, an encoder and a trained folder."""
+    folder = tmp_path_factory.mktemp("run")
+    torch.manual_seed(0)
+    imagebind_audio.save(imagebind_audio.Tower(16, 1, 2, SIDE_DIM), folder / "tower.safetensors")
+    settings = config.dump(make_config(*world, max_steps=2)).replace(
+        "encoder: ''", f"encoder: {folder}/tower.safetensors"
+    )
+    (folder / "run.yaml").write_text(settings)
+    assert cli.main(["train", str(folder / "run.yaml"), "--out", str(folder / "out")]) == 0
+    return folder
+
+
+def fails(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
+    """Run a command that must end with exit code 1 and one line; returns the line."""
+    capsys.readouterr()
+    assert cli.main([str(a) for a in argv]) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("pave: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_prepare_extract_eval_score_compare_demo(
+    world: World, run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    assert cli.main(["prepare", "sideworld", "--out", str(data), "--train", "2", "--test", "3", "--workers", "1"]) == 0
+    tower = str(run_folder / "tower.safetensors")
+    extract = ["extract", "audio", "--videos", str(data / "videos"), "--out", str(data / "features/audio")]
+    assert cli.main([*extract, "--weights", tower]) == 0
+    assert load_file(data / "features/audio/test_00001.safetensors")["x"].shape == (7, 1, SIDE_DIM)
+    ckpt, root = str(run_folder / "out/final"), f"data.root={data}"
+    for name, options in (("base", ["--base-only"]), ("patched", []), ("shuffled", ["--shuffle-sides"])):
+        evaluate = [
+            "eval",
+            "--ckpt",
+            ckpt,
+            root,
+            "--out",
+            str(tmp_path / name),
+            "--workers",
+            "0",
+            "--max-new-tokens",
+            "4",
+        ]
+        assert cli.main([*evaluate, *options]) == 0
+        lines = [json.loads(line) for line in (tmp_path / name / "predictions.jsonl").read_text().splitlines()]
+        assert len(lines) == 15
+        assert all(set(line) == {"qid", "text"} for line in lines)
+    metrics = json.loads((tmp_path / "patched/metrics.json").read_text())
+    assert metrics["metrics"]["n"] == 15
+    capsys.readouterr()
+    score = ["score", str(tmp_path / "patched/predictions.jsonl"), "--task", "sideworld", "--data", str(data)]
+    assert cli.main(score) == 0
+    assert "which_sound" in capsys.readouterr().out
+    assert json.loads((tmp_path / "patched/metrics.json").read_text()) == metrics
+    compare = [x for name in ("base", "patched", "shuffled") for x in (f"--{name}", str(tmp_path / name))]
+    assert cli.main(["compare", *compare, "--out", str(tmp_path)]) == 0
+    assert "| audio questions |" in (tmp_path / "report.md").read_text()
+    assert (tmp_path / "report.png").stat().st_size > 5000
+    video = str(data / "videos/test_00000.mp4")
+    assert cli.main(["demo", "--ckpt", ckpt, "--video", video, "--ask", "Which sound?", "--max-new-tokens", "3"]) == 0
+
+
+def test_show_and_list(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["show", str(run_folder / "run.yaml"), "sides.audio.depth=3"]) == 0
+    shown = capsys.readouterr().out
+    assert "depth: 3" in shown
+    assert "patch audio" in shown
+    assert cli.main(["list"]) == 0
+    assert "sides: audio" in capsys.readouterr().out
+
+
+def test_real_video(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ask = ["--ckpt", str(run_folder / "out/final"), "--ask", "What is seen?", "--max-new-tokens", "3"]
+    video = str(BUNNY)
+    assert cli.main(["demo", *ask, "--video", video]) == 0
+    assert cli.main(["demo", *ask, "--video", video, "--without", "audio"]) == 0
+
+
+def test_real_video_without_sound_silent_or_cut_off(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mute = copy_picture(BUNNY, tmp_path / "mute.mp4", silence=False)
+    silent = copy_picture(BUNNY, tmp_path / "silent.mp4", silence=True)
+    (tmp_path / "cut.mp4").write_bytes(BUNNY.read_bytes()[:600_000])
+    ask = ["demo", "--ckpt", run_folder / "out/final", "--ask", "What is seen?", "--max-new-tokens", "3", "--video"]
+    assert "has no sound track" in fails(capsys, *ask, mute)
+    assert cli.main([str(a) for a in (*ask, mute, "--without", "audio")]) == 0
+    assert cli.main([str(a) for a in (*ask, silent)]) == 0
+    assert "cut off" in fails(capsys, *ask, tmp_path / "cut.mp4")
+    assert "no such file" in fails(capsys, *ask, tmp_path / "none.mp4")
+
+
+def test_ready_features(world: World, run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    video, good = world.data / "videos/test_00000.mp4", world.data / "features/audio/test_00000.safetensors"
+    ask = ["demo", "--ckpt", run_folder / "out/final", "--ask", "What?", "--max-new-tokens", "3", "--video", video]
+    assert cli.main([str(a) for a in (*ask, "--features", f"audio={good}")]) == 0
+    official = tmp_path / "official.pt"
+    torch.save(torch.randn(6, SIDE_DIM).bfloat16(), official)
+    assert cli.main([str(a) for a in (*ask, "--features", f"audio={official}")]) == 0
+    torch.save(torch.randn(6, SIDE_DIM + 1), official)
+    assert f"width {SIDE_DIM + 1}, this patch needs {SIDE_DIM}" in fails(
+        capsys, *ask, "--features", f"audio={official}"
+    )
+    torch.save(torch.full((6, SIDE_DIM), float("nan")), official)
+    assert "NaN" in fails(capsys, *ask, "--features", f"audio={official}")
+    assert "did you mean 'audio'" in fails(capsys, *ask, "--features", f"audoi={official}")
+    assert "expected SIDE=FILE" in fails(capsys, *ask, "--features", good)
+
+
+def test_bad_data(world: World, run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "data"
+    shutil.copytree(world.data, root)
+    feature = root / "features/audio/train_00000.safetensors"
+    train = ["train", run_folder / "run.yaml", f"data.root={root}", "--out", tmp_path / "out"]
+    tensors = load_file(feature)
+    meta = {
+        "side": "audio",
+        "extractor": "imagebind_audio",
+        "source": "x.mp4",
+        "seconds_per_step": "",
+        "pave_version": "0",
+    }
+    for bad, message in (
+        ({"x": torch.zeros(5, 1, SIDE_DIM + 3)}, "width"),
+        ({"x": tensors["x"] * float("nan")}, "NaN"),
+        ({"x": torch.zeros(0, 1, SIDE_DIM)}, "empty"),
+    ):
+        for file in feature.parent.glob("train_*.safetensors"):
+            save_file(bad, file, meta)
+        line = fails(capsys, *train, "train.dataloader_num_workers=1")
+        assert message in line
+        assert "train_0000" in line
+    feature.unlink()
+    line = fails(capsys, *train)
+    assert str(feature) in line
+    assert "1 of 8 files" in line
+    assert "pave extract audio" in line
+    assert not (tmp_path / "out/final").exists()
+    records = (root / "scenes_train.jsonl").read_text()
+    (root / "scenes_train.jsonl").write_text(records.replace("videos/train_00001.mp4", "../../train_00001.mp4"))
+    assert "outside the data root" in fails(capsys, *train)
+
+
+def test_keep_going_counts_unreadable_questions(
+    world: World, run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "data"
+    shutil.copytree(world.data, root)
+    bad = root / "videos/test_00001.mp4"
+    bad.write_bytes(bad.read_bytes()[:5000])
+    evaluate = [
+        "eval",
+        "--ckpt",
+        run_folder / "out/final",
+        f"data.root={root}",
+        "--out",
+        tmp_path / "e",
+        "--workers",
+        "0",
+    ]
+    line = fails(capsys, *evaluate)
+    assert "test_00001.mp4" in line
+    assert "--keep-going" in line
+    assert not (tmp_path / "e/predictions.jsonl").exists()
+    assert cli.main([str(a) for a in (*evaluate, "--keep-going", "--max-new-tokens", "3")]) == 0
+    result = json.loads((tmp_path / "e/metrics.json").read_text())
+    assert result["unreadable"] == 5
+    assert result["metrics"]["missing"] == 5
+    assert result["metrics"]["n"] == 15
+
+
+def test_extract_names_every_failure(
+    world: World, run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    videos = tmp_path / "videos"
+    shutil.copytree(world.data / "videos", videos)
+    (videos / "train_00000.mp4").write_bytes(b"not a video")
+    argv = [
+        "extract",
+        "audio",
+        "--videos",
+        videos,
+        "--out",
+        tmp_path / "f",
+        "--weights",
+        run_folder / "tower.safetensors",
+    ]
+    line = fails(capsys, *argv)
+    assert "1 of 7 videos failed" in line
+    failures = [json.loads(x) for x in (tmp_path / "f/failures.jsonl").read_text().splitlines()]
+    assert [Path(f["file"]).name for f in failures] == ["train_00000.mp4"]
+    assert len(list((tmp_path / "f").glob("*.safetensors"))) == 6
+    shutil.copy(world.data / "videos/train_00000.mp4", videos / "train_00000.mp4")
+    assert cli.main([str(a) for a in argv]) == 0
+    assert len(list((tmp_path / "f").glob("*.safetensors"))) == 7
+    assert not (tmp_path / "f/failures.jsonl").exists()
+    assert "no such folder" in fails(
+        capsys, "extract", "audio", "--videos", tmp_path / "no", "--out", tmp_path, "--weights", "x"
+    )
+    assert "did you mean 'audio'" in fails(
+        capsys, "extract", "adio", "--videos", videos, "--out", tmp_path, "--weights", "x"
+    )
+
+
+def test_bad_checkpoints(world: World, run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ckpt = tmp_path / "ckpt"
+    shutil.copytree(run_folder / "out/final", ckpt)
+    ask = ["demo", "--ckpt", ckpt, "--ask", "What?", "--video", BUNNY]
+    assert "no such folder" in fails(capsys, *ask, "--base", tmp_path / "nowhere")
+    (ckpt / "patch.safetensors").write_bytes(b"half")
+    assert "patch.safetensors" in fails(capsys, *ask)
+    (ckpt / "pave.yaml").unlink()
+    assert "no pave.yaml" in fails(capsys, *ask)
+
+
+def test_bad_predictions(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "predictions.jsonl"
+    score = ["score", file, "--task", "sideworld", "--data", world.data]
+    for text, message in (
+        ("nonsense", "predictions.jsonl:1: not a prediction"),
+        ('{"qid": "no", "text": ""}', "not in sideworld test"),
+        ('{"qid": "test_00000.which_sound", "text": ""}\n' * 2, "answered twice"),
+    ):
+        file.write_text(text)
+        assert message in fails(capsys, *score)
+
+
+def test_checkpoint_for_another_base(
+    world: World, run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = GOLDEN / "e2e/tiny-llava-onevision-qwen2-ov"
+    ask = ["demo", "--ckpt", run_folder / "out/final", "--ask", "What?", "--video", BUNNY]
+    assert "another base?" in fails(capsys, *ask, "--base", other, "base.vision_heads=4")
+
+
+def test_official_folder_from_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    base = GOLDEN / "e2e/tiny-llava-onevision-qwen2-ov"
+    feature = GOLDEN / "e2e/data/audio/vid_a.pt"
+    argv = ["demo", "--ckpt", GOLDEN / "e2e/tiny_pave_v5_1_3_lora_trained", "--base", base, "base.vision_heads=4"]
+    argv += ["base.dtype=float32", "base.frames=4", "--features", f"audio={feature}", "--max-new-tokens", "8"]
+    argv += ["--video", BUNNY, "--ask", "Did you hear the sound of a dog barking?"]
+    assert cli.main([str(a) for a in argv]) == 0
+    assert capsys.readouterr().out.strip()
+    assert checkpoint.is_official(GOLDEN / "e2e/tiny_pave_v5_1_3_lora_trained")

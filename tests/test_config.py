@@ -1,0 +1,71 @@
+"""Configs: shipped ones resolve and build, unknown keys and values name the nearest valid one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pave import checkpoint, config, train
+from pave.types import UserError
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda f: f.name)
+def test_shipped_config_builds_and_says_what_it_is(file: Path, tmp_path: Path) -> None:
+    resolved = config.load(file)
+    model = checkpoint.create(resolved, weights=False)
+    table = train.describe(model)
+    assert "patch audio" in table
+    assert "LoRA" in table
+    assert train.training_arguments(resolved, tmp_path).max_steps > 0
+    head = file.read_text().split("base:")[0]
+    assert f"configs/{file.name}" in head
+    assert "Hardware:" in head
+    (tmp_path / "again.yaml").write_text(config.dump(resolved))
+    assert config.load(tmp_path / "again.yaml") == resolved
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sides.audio.detph=3", "unknown key 'sides.audio.detph'; did you mean 'depth'"),
+        ("bas.frames=3", "did you mean 'base'"),
+        ("base.newline=gird", "'base.newline' cannot be 'gird'; did you mean 'grid'"),
+        ("base.frames=many", "'base.frames'.*many"),
+        ("sides.audio.rope=maybe", "'sides.audio.rope'.*maybe"),
+        ("lora=3", "lora"),
+        ("frames", "expected key=value"),
+    ],
+)
+def test_bad_override(override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        config.load(CONFIGS[0], [override])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.learning_rat=1", "did you mean 'learning_rate'"),
+        ("train.learning_rate=fast", "'fast' is not a number"),
+        ("train.lr_scheduler_type=cosinus", "cosinus"),
+    ],
+)
+def test_bad_training_argument(override: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        train.training_arguments(config.load(CONFIGS[0], [override]), tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_and_broken_files(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such config"):
+        config.load(tmp_path / "none.yaml")
+    (tmp_path / "broken.yaml").write_text("base: [1,")
+    with pytest.raises(UserError, match="not valid YAML"):
+        config.load(tmp_path / "broken.yaml")
+
+
+def test_small_floats_are_numbers() -> None:
+    assert config.load(CONFIGS[0], ["train.learning_rate=2e-5"]).train["learning_rate"] == 2e-5
