@@ -144,7 +144,7 @@ def official_patch_name(name: str) -> str:
 def rename_patch(patch: Patch, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """An official patch state under our names; names the patch does not know stay as they are."""
     ours = {official_patch_name(name): name for name in patch.state_dict()}
-    # Quirk: start_end_tokens may be saved and is never read by the patch (reference.md C1).
+    # Quirk: start_end_tokens may be saved and is never read by the patch.
     return {ours.get(name, name): x for name, x in state.items() if name != "start_end_tokens"}
 
 
@@ -159,9 +159,12 @@ def load_official(folder: Path, given: Config) -> tuple[Pave, Config]:
     The side's name (audio if `given` has none), its files and 3D rope do not stand in the folder; `given` has them.
     """
     settings = json.loads((folder / "config.json").read_text())
-    kind, combine = settings.get("temporal_aggregator_type"), settings.get("feat_combine_method")
-    if kind not in ("pmv5", "ssmv5") or combine != "add":
-        raise UserError(f"{folder}/config.json: patch type {kind!r} combined by {combine!r}; expected pmv5 and add")
+    wanted = ("temporal_aggregator_type", "feat_combine_method", "mm_newline_position")
+    kind, combine, newline = (settings.get(key) for key in wanted)
+    if kind not in ("pmv5", "ssmv5") or combine != "add" or newline is None:
+        raise UserError(
+            f"{folder}/config.json: {', '.join(wanted)} are {kind}, {combine}, {newline}; expected pmv5, add, grid"
+        )
     file = next(folder / name for name in OFFICIAL_PATCH_FILES if (folder / name).is_file())
     state = _official_patch_state(file)
     adapter, adapter_config = folder / ADAPTER_FILE, LoraConfig(r=0)
@@ -171,8 +174,8 @@ def load_official(folder: Path, given: Config) -> tuple[Pave, Config]:
     side = next(iter(given.sides), "audio")
     config = dataclasses.replace(
         given,
-        base=dataclasses.replace(given.base, newline=settings["mm_newline_position"]),
-        sides={side: infer_patch(state, given.sides.get(side, PatchConfig()))},
+        base=dataclasses.replace(given.base, newline=newline),
+        sides={side: infer_patch(state, given.sides.get(side, PatchConfig()), file)},
         lora=adapter_config,
     )
     model = create(config)
@@ -182,15 +185,20 @@ def load_official(folder: Path, given: Config) -> tuple[Pave, Config]:
     lora.check_same(_shapes(patch.state_dict()), _shapes(renamed), file)
     patch.load_state_dict(renamed)
     if config.lora.r:
-        found = store.read_safetensors(adapter).state
         layers = ("base_model.model.model.layers.", "base_model.model.model.language_model.layers.")
-        ours = {name.replace(*layers): x for name, x in found.items()}
+        ours = {name.replace(*layers): x for name, x in store.read_safetensors(adapter).state.items()}
         lora.load_state(model.base.hf, ours, adapter)
     return model.eval(), config
 
 
-def infer_patch(state: Mapping[str, Tensor], given: PatchConfig) -> PatchConfig:
-    """The geometry of an official patch state (linear input map); heads are 4, or 128 channels each with rope."""
+def infer_patch(state: Mapping[str, Tensor], given: PatchConfig, file: Path) -> PatchConfig:
+    """The geometry of an official patch state (linear input map); heads are 4, or 128 channels each with rope.
+
+    Raises UserError if a tensor that tells it is missing.
+    """
+    for name in ("input_mapping.weight", "cross_attn_layers.0.attn.q_linear.weight"):
+        if name not in state:
+            raise UserError(f"{file}: tensor '{name}' is missing; expected a released patch with a linear input map")
     depth = len({name.split(".")[1] for name in state if name.startswith("cross_attn_layers.")})
     side_width, dim = state["input_mapping.weight"].shape
     width = state["cross_attn_layers.0.attn.q_linear.weight"].shape[0]

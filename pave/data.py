@@ -112,8 +112,10 @@ class Questions(Dataset[Sample]):
         return path
 
     def features(self, side: str, question: Question) -> Path:
-        """Path of a question's feature file."""
-        return self.root / self.config.sides[side].features / f"{Path(question.video).stem}.safetensors"
+        """Path of a question's feature file: ours, or a published .pt where there is none of ours."""
+        ours = self.root / self.config.sides[side].features / f"{Path(question.video).stem}.safetensors"
+        published = ours.with_suffix(".pt")
+        return published if published.exists() and not ours.exists() else ours
 
     def lengths(self) -> list[int]:
         """About how long each sample is, in characters of text; the visual tokens are the same for all."""

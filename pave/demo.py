@@ -51,7 +51,7 @@ def _side(name: str, config: Config, video: Path, file: Path | None) -> SideToke
     if not side.encoder:
         raise UserError(
             f"{video}: no features for '{name}' and no encoder to make them; give --features {name}=FILE, "
-            f"--encoder {name}=WEIGHTS, or --without {name}"
+            f"sides.{name}.encoder=WEIGHTS, or --without {name}"
         )
     encoder = plugin.build(Path(configs.resolve(side.encoder)), torch.device("cpu"))
     tokens = plugin.encode(video, encoder)

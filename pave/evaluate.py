@@ -151,11 +151,13 @@ def load_model(
     """A trained folder, ours or a released one, on a device; `base_only` leaves its patches and LoRA out."""
     if base is not None:
         overrides = [*overrides, f"base.path={base}"]
-    if checkpoint.is_official(ckpt):
-        model, config = checkpoint.load_official(ckpt, configs.from_overrides(overrides))
-    elif base_only:
-        config = dataclasses.replace(checkpoint.read_config(ckpt, overrides), sides={}, lora=LoraConfig(r=0))
+    official = checkpoint.is_official(ckpt)
+    if base_only:
+        config = configs.from_overrides(overrides) if official else checkpoint.read_config(ckpt, overrides)
+        config = dataclasses.replace(config, sides={}, lora=LoraConfig(r=0))
         model = checkpoint.create(config)
+    elif official:
+        model, config = checkpoint.load_official(ckpt, configs.from_overrides(overrides))
     else:
         model, config = checkpoint.load(ckpt, overrides)
     return model.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu")), config

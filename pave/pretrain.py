@@ -5,18 +5,19 @@ Both see endless scenes drawn on the fly, never a file; seeds far above those of
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
@@ -75,48 +76,52 @@ def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     )
 
 
-class Lesson(NamedTuple):
-    """One scene as a conversation, and the facts that its frames show."""
+class Glimpses(IterableDataset[tuple[Tensor, Tensor, Tensor]]):
+    """Endless scenes, some frames of each: pixels float[4,3,64,64], facts int[3,2], heights float[4,2].
 
-    sample: Sample
-    facts: Tensor
-    """int[3,2]: shape, color, and whether it is the bigger one, of the left and of the right thing."""
-    heights: Tensor
-    """float[T,2], row of the centre of either, 0..1."""
+    Facts are shape, color, and which is bigger, of the left and of the right thing; heights the rows of their centres.
+    """
+
+    def __init__(self, base: LlavaOnevision, seed: int) -> None:
+        self.base, self.seed = base, seed
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for index in itertools.count(FIRST_SEED + (self.seed << 32)):
+            scene, rng = world.scene(index), np.random.default_rng(index)
+            chosen = np.sort(rng.choice(world.FRAMES, 4, replace=False))
+            things = scene.things
+            facts = [
+                [SHAPES.index(thing.shape) for thing in things],
+                [COLORS.index(thing.color) for thing in things],
+                [int(thing is scene.bigger) for thing in things],
+            ]
+            heights = np.stack([world.centre(thing, chosen / world.FPS)[1] / world.SIZE for thing in things], 1)
+            pixels = self.base.preprocess(grainy(world.render(scene, list(chosen)), rng))
+            yield pixels, torch.tensor(facts), torch.from_numpy(heights).float()
 
 
-class Lessons(IterableDataset[Lesson]):
+def grainy(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """uint8 frames with noise of a random strength, as compression leaves it."""
+    noise = rng.standard_normal(frames.shape, dtype=np.float32) * rng.uniform(0, 5)
+    return (frames + noise).clip(0, 255).astype(np.uint8)
+
+
+class Conversations(IterableDataset[Sample]):
     """Endless scenes; each a conversation that asks all kinds of questions in random order."""
 
     def __init__(self, base: LlavaOnevision, seed: int) -> None:
         self.base, self.seed = base, seed
 
-    def __iter__(self) -> Iterator[Lesson]:
-        worker = get_worker_info()
-        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
-        index = FIRST_SEED + (self.seed << 32) + first
-        while True:
-            yield self._lesson(index)
-            index += step
-
-    def _lesson(self, index: int) -> Lesson:
-        scene, rng = world.scene(index), np.random.default_rng(index)
-        chosen = np.linspace(0, world.FRAMES - 1, FRAMES).astype(int)
-        noisy = world.render(scene)[chosen] + rng.normal(0, rng.uniform(0, 5), (FRAMES, 64, 64, 3))
-        pixels = self.base.preprocess(noisy.clip(0, 255).astype(np.uint8))
-        questions = task.ask(scene)
-        turns = [(task.prompt(questions[i]), task.target(questions[i])) for i in rng.permutation(len(questions))]
-        encoded = self.base.chat(turns[-1][0], tuple(turns[:-1]), turns[-1][1])
-        ids, labels = expand(encoded.ids, encoded.labels, self.base.visual_tokens(FRAMES), 4096)
-        facts = [
-            [SHAPES.index(thing.shape) for thing in scene.things],
-            [COLORS.index(thing.color) for thing in scene.things],
-            [int(thing is scene.bigger) for thing in scene.things],
-        ]
-        heights = [world.centre(thing, chosen / world.FPS)[1] / world.SIZE for thing in scene.things]
-        return Lesson(
-            Sample(ids, labels, pixels, None, {}), torch.tensor(facts), torch.from_numpy(np.stack(heights, 1)).float()
-        )
+    def __iter__(self) -> Iterator[Sample]:
+        chosen = list(np.linspace(0, world.FRAMES - 1, FRAMES).astype(int))
+        for index in itertools.count(FIRST_SEED + (self.seed << 32)):
+            scene, rng = world.scene(index), np.random.default_rng(index)
+            questions = task.ask(scene)
+            turns = [(task.prompt(questions[i]), task.target(questions[i])) for i in rng.permutation(len(questions))]
+            encoded = self.base.chat(turns[-1][0], tuple(turns[:-1]), turns[-1][1])
+            ids, labels = expand(encoded.ids, encoded.labels, self.base.visual_tokens(FRAMES), 4096)
+            pixels = self.base.preprocess(grainy(world.render(scene, chosen), rng))
+            yield Sample(ids, labels, pixels, None, {})
 
 
 class Reader(nn.Module):
@@ -124,40 +129,38 @@ class Reader(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
+        self.norm = nn.LayerNorm(width)
         self.facts = nn.ModuleList([nn.Linear(width, n) for n in (len(SHAPES), len(COLORS), 2)])
         self.height = nn.Linear(width, 1)
 
     def forward(self, query: Tensor, facts: Tensor, heights: Tensor) -> Tensor:
         """query float[B,T,4,Q] (rows before columns), facts int[B,3,2], heights float[B,T,2] -> loss"""
-        batch, frames = query.shape[:2]
-        halves = facts[:, :, None, None].expand(-1, -1, frames, 2, -1).flatten(3)
+        query = self.norm(query)
+        halves = facts[:, :, None, None].expand(-1, -1, query.shape[1], 2, -1).flatten(3)
         told = [F.cross_entropy(fact(query).flatten(0, 2), halves[:, i].flatten()) for i, fact in enumerate(self.facts)]
         rows = heights[:, :, None].expand(-1, -1, 2, -1).flatten(2)
-        return sum(told, 20 * F.mse_loss(self.height(query)[..., 0], rows))
+        return torch.stack([*told, 3 * F.mse_loss(self.height(query)[..., 0], rows)]).sum()
 
 
-def base(out: Path, steps: int = 1500, batch: int = 32, seed: int = 0, workers: int = 1) -> None:
-    """Train the tiny LLaVA-OneVision from nothing, first to see, then to talk; writes the lmms-lab layout."""
+def base(out: Path, see: int = 700, talk: int = 1400, seed: int = 0) -> None:
+    """Train the tiny LLaVA-OneVision from nothing, its tower to see, then its LLM to talk; writes the lmms-lab layout.
+
+    `see` and `talk` count steps.
+    """
     torch.manual_seed(seed)
     tokenizer = make_tokenizer(task.texts())
     text = {**TEXT, "vocab_size": len(tokenizer)}
     hf = _lmms.build(text, VISION)
     model = Pave(LlavaOnevision(hf, tokenizer), {})
     reader = Reader(model.base.query_dim)
-    loader = DataLoader(Lessons(model.base, seed), batch, num_workers=workers, collate_fn=list)
+    glimpses = DataLoader(Glimpses(model.base, seed), 128, num_workers=1)
+    told = (reader(model.base.encode(pixels).query, facts, heights) for pixels, facts, heights in glimpses)
+    fit(nn.ModuleList([hf.model.vision_tower, reader]), told, see, rate=2e-3)
 
-    def see(lessons: list[Lesson]) -> Tensor:
-        facts, heights = (torch.stack(x) for x in zip(*((lesson.facts, lesson.heights) for lesson in lessons)))
-        pixels = [lesson.sample.pixels for lesson in lessons if lesson.sample.pixels is not None]
-        query, _ = model.base.encode(torch.stack(pixels))
-        return reader(query, facts, heights)
-
-    def talk(lessons: list[Lesson]) -> Tensor:
-        return model(**collate([lesson.sample for lesson in lessons], tokenizer.pad_token_id))["loss"]
-
-    fit(nn.ModuleList([hf.model.vision_tower, reader]), map(see, loader), steps // 4, rate=2e-3)
     hf.model.vision_tower.requires_grad_(False)
-    fit(hf, map(talk, loader), steps, rate=2e-3)
+    collate_fn = functools.partial(collate, pad_id=tokenizer.pad_token_id)
+    conversations = DataLoader(Conversations(model.base, seed), 32, num_workers=1, collate_fn=collate_fn)
+    fit(hf, (model(**batch)["loss"] for batch in conversations), talk, rate=2e-3)
     _lmms.save(hf, tokenizer, text, VISION, out)
 
 

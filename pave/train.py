@@ -99,16 +99,18 @@ def describe(model: Pave) -> str:
     return "\n".join([*rows, f"{'total':<24}{total[0]:>14,}{total[1]:>16,}"])
 
 
+PARTS = {"vision_tower": "vision tower", "multi_modal_projector": "projector", "image_newline": "newline"}
+"""By a piece of a parameter's name."""
+
+
 def part_of(name: str) -> str:
     """Which part of the model a parameter belongs to."""
     pieces = name.split(".")
     if pieces[0] == "patches":
         return f"patch {pieces[1]}"
-    if any(piece.startswith("lora_") for piece in pieces):
+    if "lora_A" in pieces or "lora_B" in pieces:
         return "LoRA"
-    return {"vision_tower": "vision tower", "multi_modal_projector": "projector", "image_newline": "newline"}.get(
-        pieces[3], "LLM"
-    )
+    return next((PARTS[piece] for piece in pieces if piece in PARTS), "LLM")
 
 
 def newest_checkpoint(out: Path) -> str:

@@ -7,7 +7,7 @@ Only numpy: base training draws scenes on the fly. Files are written by `pave.io
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -131,13 +131,13 @@ def centre(thing: Thing, seconds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return x, y
 
 
-def render(scene: Scene) -> np.ndarray:
-    """The picture, uint8[64,64,64,3] (frame, row, column, RGB); uses nothing of what is heard."""
+def render(scene: Scene, chosen: Sequence[int] = range(FRAMES)) -> np.ndarray:
+    """The chosen frames, uint8[T,64,64,3] (frame, row, column, RGB); uses nothing of what is heard."""
     grain = _rng(scene.seed, "grain").integers(-12, 13, size=(SIZE, SIZE, 3), dtype=np.int16)
-    frames = np.empty((FRAMES, SIZE, SIZE, 3), dtype=np.uint8)
+    frames = np.empty((len(chosen), SIZE, SIZE, 3), dtype=np.uint8)
     frames[:] = (grain + np.array(scene.background, dtype=np.int16)).astype(np.uint8)
     for thing in scene.things:
-        _paint(frames, thing)
+        _paint(frames, thing, np.asarray(chosen) / FPS)
     return frames
 
 
@@ -171,9 +171,9 @@ def _thing(shape: str, color: str, radius: float, left: float, jump: float, rng:
     )
 
 
-def _paint(frames: np.ndarray, thing: Thing) -> None:
-    """Blend one thing into uint8[T,H,W,3] in place, with soft edges; touches only a small box around it."""
-    x, y = centre(thing, np.arange(FRAMES) / FPS)
+def _paint(frames: np.ndarray, thing: Thing, seconds: np.ndarray) -> None:
+    """Blend one thing into uint8[T,H,W,3] at float[T] s in place, soft at the edges; touches a small box around it."""
+    x, y = centre(thing, seconds)
     half = int(1.1 * thing.radius + 1.5)
     box = np.arange(-half, half + 1)
     columns = np.rint(x).astype(int)[:, None] + box
@@ -182,7 +182,7 @@ def _paint(frames: np.ndarray, thing: Thing) -> None:
     down = (rows - y[:, None]).astype(np.float32)[:, :, None]
     outside = SHAPES[thing.shape](right / thing.radius, down / thing.radius) * np.float32(thing.radius)
     cover = np.clip(0.5 - outside, 0.0, 1.0)[..., None]
-    where = (np.arange(FRAMES)[:, None, None], rows[:, :, None], columns[:, None, :])
+    where = (np.arange(len(frames))[:, None, None], rows[:, :, None], columns[:, None, :])
     behind = frames[where]
     frames[where] = behind + cover * (np.array(COLORS[thing.color], dtype=np.float32) - behind)
 

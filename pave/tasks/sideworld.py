@@ -20,8 +20,6 @@ from pave.io.sideworld_files import read_scenes
 from pave.plug import nearest
 from pave.types import Prediction, Question, UserError
 
-SIDES = ("audio",)
-
 
 class Kind(NamedTuple):
     """One kind of question."""
