@@ -25,7 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # A data loader's worker wraps the message in its traceback; the message is its last line.
         print(f"pave: {str(error).splitlines()[-1].removeprefix('pave.types.UserError: ')}", file=sys.stderr)
         return 1
-    except BrokenPipeError:
+    except OSError as error:
+        print(f"pave: {error}", file=sys.stderr)
         return 1
     return 0
 
@@ -98,11 +99,11 @@ def _train(commands: Any) -> None:
     def run(a: argparse.Namespace) -> None:
         from pave import config, train
 
-        train.main(config.load(a.config, a.overrides), a.out, a.resume)
+        train.main(config.load(a.config, a.overrides), a.out or Path("runs", a.config.stem), a.resume)
 
     parser = _command(commands, "train", "train patches and LoRA on a frozen base", run)
     _add_config(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: runs/ and the config's name")
     parser.add_argument("--resume", action="store_true", help="go on from the newest finished checkpoint in DIR")
 
 
@@ -112,12 +113,12 @@ def _eval(commands: Any) -> None:
 
         options = evaluate.Options(a.split, a.shuffle_sides, a.batch, a.workers, a.max_new_tokens, a.keep_going)
         model, config = evaluate.load_model(a.ckpt, a.base, a.overrides, a.base_only, a.device)
-        print(evaluate.table(evaluate.main(model, config, a.out, options)))
+        print(evaluate.table(evaluate.main(model, config, a.out or a.ckpt / "eval", options)))
 
     parser = _command(commands, "eval", "answer the questions of a split and score them", run)
     _add_checkpoint(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. data.root=DIR")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for predictions.jsonl and metrics.json")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="for predictions and metrics; default: CKPT/eval")
     parser.add_argument("--split", default=None)
     parser.add_argument("--base-only", action="store_true", help="the frozen base, without patches and LoRA")
     parser.add_argument("--shuffle-sides", action="store_true", help="give each question another video's side-channels")

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from clips import BUNNY, copy_picture
@@ -224,11 +225,16 @@ def test_extract_names_every_failure(
     )
 
 
-def test_bad_checkpoints(world: World, run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_checkpoints(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     ckpt = tmp_path / "ckpt"
     shutil.copytree(run_folder / "out/final", ckpt)
     ask = ["demo", "--ckpt", ckpt, "--ask", "What?", "--video", BUNNY]
     assert "no such folder" in fails(capsys, *ask, "--base", tmp_path / "nowhere")
+    assert "no config.json" in fails(capsys, *ask, "--base", tmp_path)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert "not to be had from the hub" in fails(capsys, *ask, "--base", "nobody/nothing")
     (ckpt / "patch.safetensors").write_bytes(b"half")
     assert "patch.safetensors" in fails(capsys, *ask)
     (ckpt / "pave.yaml").unlink()

@@ -12,7 +12,6 @@ import torch
 from conftest import World
 from peft import PeftModel
 from tiny import make_config
-from torch.utils.tensorboard import SummaryWriter  # noqa: F401  (the default of report_to must be importable)
 
 from pave import checkpoint, lora, train
 from pave.bases import llava_onevision
@@ -160,6 +159,23 @@ def test_patch_alone_without_lora(world: World, tmp_path: Path) -> None:
     assert sorted(f.name for f in (tmp_path / "final").iterdir()) == ["patch.safetensors", "pave.yaml"]
     model, _ = checkpoint.load(tmp_path / "final")
     assert not lora.has_lora(model.base.hf)
+
+
+def test_a_half_precision_base_trains_with_float32_patch_and_lora(world: World, tmp_path: Path) -> None:
+    config = make_config(*world, max_steps=2)
+    config = dataclasses.replace(config, base=dataclasses.replace(config.base, dtype="bfloat16"))
+    model = checkpoint.create(config)
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    assert model.base.hf.dtype == torch.bfloat16
+    train.main(config, tmp_path)
+    assert all(0 < loss < 10 for loss in losses(tmp_path))
+
+
+def test_tensorboard_is_written_by_default(world: World, tmp_path: Path) -> None:
+    config = make_config(*world, max_steps=1)
+    del config.train["report_to"]
+    train.main(config, tmp_path)
+    assert list(tmp_path.rglob("events.out.tfevents.*"))
 
 
 def test_checkpoint_of_another_base_is_refused(world: World, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -134,6 +135,8 @@ def load(
     if not weights and path in _lmms.PUBLISHED:
         return _skeleton(_lmms.config(*_lmms.PUBLISHED[path]), newline, pool or "bilinear")
     folder = _folder(path)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: no config.json in it; expected a LLaVA-OneVision checkpoint")
     raw = json.loads((folder / "config.json").read_text())
     is_lmms = raw["model_type"] != "llava_onevision"
     config = _lmms.lmms_config(folder, raw, vision_heads) if is_lmms else LlavaOnevisionConfig.from_pretrained(folder)
@@ -164,7 +167,13 @@ def _folder(path: str) -> Path:
         return Path(path)
     if path.count("/") != 1 or path.startswith((".", "/")):
         raise UserError(f"{path}: no such folder; expected a LLaVA-OneVision checkpoint or a hub name like org/name")
-    return Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "*.txt"]))
+    try:
+        return Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "*.txt"]))
+    except (OSError, HfHubHTTPError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{path}: not a folder, and not to be had from the hub: {reason}; give a local folder"
+        ) from error
 
 
 def _skeleton(config: LlavaOnevisionConfig, newline: Newline, pool: Pool) -> LlavaOnevision:
