@@ -222,6 +222,19 @@ def test_half_precision_generation() -> None:
         assert generate(model, ids, audio("audio/vid_a"), max_new_tokens=12) == tokens[1:]
 
 
+def test_half_precision_embeddings_and_logits() -> None:
+    model, data = fresh(dtype="float16"), arrays("d_half")
+    ids, _ = expand((e := model.base.chat("What is the person doing in the video?")).ids, e.labels, 840, 32768)
+    pixels = model.base.preprocess(FRAMES["video_a"])[None]
+    with torch.no_grad():
+        embeds = model.splice(torch.tensor([ids]), pixels, audio("audio/vid_a"))
+        hidden = model.base.lm(inputs_embeds=embeds).last_hidden_state
+        logits = model.base.head(hidden[0, -4:])
+    assert embeds.dtype == torch.float16
+    assert_close(embeds[:, data["embeds_rows"]].float(), data["embeds"].float(), atol=5e-3, rtol=0)
+    assert_close(logits.float(), data["logits_last4"].float().view(4, -1), atol=0.05, rtol=0)
+
+
 def test_trained_checkpoint_answers_by_ear() -> None:
     model = fresh("tiny_pave_v5_1_3_lora_trained")
     for key, want in SUMMARY["d_trained"]["generate"].items():

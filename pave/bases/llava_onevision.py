@@ -150,6 +150,7 @@ def load(
         dtype=dtype,
         attn_implementation=attention,
         key_mapping=_lmms.TO_HF if is_lmms else None,
+        ignore_mismatched_sizes=True,  # they come back in `info` and end in our own error
         output_loading_info=True,
     )
     wrong = {kind: sorted(map(str, names))[:3] for kind, names in info.items() if names}

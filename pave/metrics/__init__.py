@@ -1,1 +1,0 @@
-"""Scoring rules; no torch."""
