@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 FRAMES = 16
 SHAPES, COLORS, SOUNDS = list(world.SHAPES), list(world.COLORS), list(world.SOUNDS)
 FIRST_SEED = 1 << 60
+NO_CAPTION = len(SOUNDS)
 TEXT: dict[str, Any] = {
     "hidden_size": 128,
     "intermediate_size": 384,
@@ -76,8 +77,8 @@ def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     )
 
 
-class Glimpses(IterableDataset[tuple[Tensor, Tensor, Tensor]]):
-    """Endless scenes, some frames of each: pixels float[4,3,64,64], facts int[3,2], heights float[4,2].
+class Glimpses(IterableDataset[tuple[Tensor, Tensor, Tensor, Tensor]]):
+    """Endless frames: pixels float[4,3,64,64], facts int[3,2], heights float[4,2], captions int[4,2] of each scene.
 
     Facts are shape, color, and which is bigger, of the left and of the right thing; heights the rows of their centres.
     """
@@ -85,7 +86,7 @@ class Glimpses(IterableDataset[tuple[Tensor, Tensor, Tensor]]):
     def __init__(self, base: LlavaOnevision, seed: int) -> None:
         self.base, self.seed = base, seed
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         for index in itertools.count(FIRST_SEED + (self.seed << 32)):
             scene, rng = world.scene(index), np.random.default_rng(index)
             chosen = np.sort(rng.choice(world.FRAMES, 4, replace=False))
@@ -96,8 +97,24 @@ class Glimpses(IterableDataset[tuple[Tensor, Tensor, Tensor]]):
                 [int(thing is scene.bigger) for thing in things],
             ]
             heights = np.stack([world.centre(thing, chosen / world.FPS)[1] / world.SIZE for thing in things], 1)
-            pixels = self.base.preprocess(grainy(world.render(scene, list(chosen)), rng))
-            yield pixels, torch.tensor(facts), torch.from_numpy(heights).float()
+            captions = np.where(rng.random(4) < 0.5, rng.integers(0, len(SOUNDS), 4), NO_CAPTION)
+            frames = caption(world.render(scene, list(chosen)), captions, rng.uniform(0.4, 1.0))
+            pixels = self.base.preprocess(grainy(frames, rng))
+            both = torch.from_numpy(captions)[:, None].expand(-1, 2)
+            yield pixels, torch.tensor(facts), torch.from_numpy(heights).float(), both
+
+
+def caption(frames: np.ndarray, captions: np.ndarray, strength: float) -> np.ndarray:
+    """Blend a bar code of the sound int[T] into the top of uint8[T,64,64,3], once in each half; clips never have one.
+
+    From captioned scenes the base learns what sounds are, as people who read subtitles do; without one it must guess.
+    """
+    frames = frames.astype(np.float32)
+    for frame, sound in zip(frames, captions):
+        for left, bit in itertools.product((0, 32), range(3) if sound != NO_CAPTION else ()):
+            bar = frame[1:8, left + 2 + 10 * bit : left + 10 + 10 * bit]
+            bar += strength * (255.0 * (sound >> bit & 1) - bar)
+    return frames
 
 
 def grainy(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -107,42 +124,50 @@ def grainy(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 class Conversations(IterableDataset[Sample]):
-    """Endless scenes; each a conversation that asks all kinds of questions in random order."""
+    """Endless scenes, most of them captioned; each a conversation that asks all kinds of questions in random order."""
 
     def __init__(self, base: LlavaOnevision, seed: int) -> None:
         self.base, self.seed = base, seed
 
     def __iter__(self) -> Iterator[Sample]:
-        chosen = list(np.linspace(0, world.FRAMES - 1, FRAMES).astype(int))
+        chosen = np.linspace(0, world.FRAMES - 1, FRAMES).astype(int)
         for index in itertools.count(FIRST_SEED + (self.seed << 32)):
             scene, rng = world.scene(index), np.random.default_rng(index)
             questions = task.ask(scene)
             turns = [(task.prompt(questions[i]), task.target(questions[i])) for i in rng.permutation(len(questions))]
             encoded = self.base.chat(turns[-1][0], tuple(turns[:-1]), turns[-1][1])
             ids, labels = expand(encoded.ids, encoded.labels, self.base.visual_tokens(FRAMES), 4096)
-            pixels = self.base.preprocess(grainy(world.render(scene, chosen), rng))
-            yield Sample(ids, labels, pixels, None, {})
+            frames = world.render(scene, list(chosen))
+            if rng.random() < 0.7:
+                late = chosen / world.FPS - scene.heard_at
+                heard = (late > -0.3) & (late < world.SOUND_SECONDS + 0.3)
+                captions = np.where(heard, SOUNDS.index(scene.sound), NO_CAPTION)
+                frames = caption(frames, captions, rng.uniform(0.4, 1.0))
+            yield Sample(ids, labels, self.base.preprocess(grainy(frames, rng)), None, {})
 
 
 class Reader(nn.Module):
-    """What each token of a 2x2 frame must tell of the thing in its half. Kept only for training."""
+    """What each token of a 2x2 frame must tell of the thing in its half and of the caption. Kept only for training."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.facts = nn.ModuleList([nn.Linear(width, n) for n in (len(SHAPES), len(COLORS), 2)])
         self.height = nn.Linear(width, 1)
+        self.caption = nn.Linear(width, len(SOUNDS) + 1)
 
-    def forward(self, query: Tensor, facts: Tensor, heights: Tensor) -> Tensor:
-        """query float[B,T,4,Q] (rows before columns), facts int[B,3,2], heights float[B,T,2] -> loss"""
+    def forward(self, query: Tensor, facts: Tensor, heights: Tensor, captions: Tensor) -> Tensor:
+        """query float[B,T,4,Q] (rows before columns), facts int[B,3,2], heights float[B,T,2], captions int[B,T,2]"""
         query = self.norm(query)
         halves = facts[:, :, None, None].expand(-1, -1, query.shape[1], 2, -1).flatten(3)
         told = [F.cross_entropy(fact(query).flatten(0, 2), halves[:, i].flatten()) for i, fact in enumerate(self.facts)]
-        rows = heights[:, :, None].expand(-1, -1, 2, -1).flatten(2)
-        return torch.stack([*told, 3 * F.mse_loss(self.height(query)[..., 0], rows)]).sum()
+        rows, codes = (x[:, :, None].expand(-1, -1, 2, -1).flatten(2) for x in (heights, captions))
+        told.append(3 * F.mse_loss(self.height(query)[..., 0], rows))
+        told.append(F.cross_entropy(self.caption(query).flatten(0, 2), codes.flatten()))
+        return torch.stack(told).sum()
 
 
-def base(out: Path, see: int = 700, talk: int = 1400, seed: int = 0) -> None:
+def base(out: Path, see: int = 500, talk: int = 900, seed: int = 0) -> None:
     """Train the tiny LLaVA-OneVision from nothing, its tower to see, then its LLM to talk; writes the lmms-lab layout.
 
     `see` and `talk` count steps.
@@ -154,7 +179,7 @@ def base(out: Path, see: int = 700, talk: int = 1400, seed: int = 0) -> None:
     model = Pave(LlavaOnevision(hf, tokenizer), {})
     reader = Reader(model.base.query_dim)
     glimpses = DataLoader(Glimpses(model.base, seed), 128, num_workers=1)
-    told = (reader(model.base.encode(pixels).query, facts, heights) for pixels, facts, heights in glimpses)
+    told = (reader(model.base.encode(pixels).query, *facts) for pixels, *facts in glimpses)
     fit(nn.ModuleList([hf.model.vision_tower, reader]), told, see, rate=2e-3)
 
     hf.model.vision_tower.requires_grad_(False)

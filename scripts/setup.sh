@@ -12,15 +12,14 @@ if [ -f "$STAMP" ] && cmp -s "$STAMP" pyproject.toml; then exit 0; fi
 "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
   { echo "setup: $("$PYTHON" --version) is too old; pave needs Python 3.10 or newer (set PYTHON=...)" >&2; exit 1; }
 
-if "$PYTHON" -c 'import torch' 2>/dev/null; then
+[ -d .venv ] || "$PYTHON" -m venv .venv
+if host=$("$PYTHON" -c 'import os, torch; print(os.path.dirname(os.path.dirname(torch.__file__)))' 2>/dev/null); then
+  # A path file rather than --system-site-packages: that one does not see packages of a virtual environment.
   echo "setup: using the torch that $PYTHON already has"
-  [ -d .venv ] || "$PYTHON" -m venv --system-site-packages .venv
-else
-  [ -d .venv ] || "$PYTHON" -m venv .venv
-  if ! .venv/bin/python -c 'import torch' 2>/dev/null; then
-    echo "setup: installing torch $TORCH_PIN"
-    .venv/bin/python -m pip install -q --disable-pip-version-check "torch==$TORCH_PIN"
-  fi
+  echo "$host" >"$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/pave_host.pth"
+elif ! .venv/bin/python -c 'import torch' 2>/dev/null; then
+  echo "setup: installing torch $TORCH_PIN"
+  .venv/bin/python -m pip install -q --disable-pip-version-check "torch==$TORCH_PIN"
 fi
 
 version=$(.venv/bin/python -c 'import torch; print(torch.__version__)')

@@ -55,7 +55,7 @@ KINDS = (
     Kind("who_jumped", "audio", "Which shape jumped when the sound was heard?", lambda s: _sounding(s).shape, _shapes),
     Kind("bigger_color", "visual", "Which color is the bigger shape?", lambda s: s.bigger.color, _colors),
     Kind("shape_of_color", "visual", "Which shape is {color}?", lambda s: _asked(s).shape, _shapes),
-    Kind("jumped_first", "visual", "Which shape jumped first?", lambda s: s.first.shape, _shapes),
+    Kind("left_shape", "visual", "Which shape is on the left?", lambda s: s.things[0].shape, _shapes),
 )
 
 
