@@ -223,7 +223,10 @@ def _pretrain(commands: Any) -> None:
     def run(a: argparse.Namespace) -> None:
         from pave import pretrain
 
-        {"base": pretrain.base, "audio": pretrain.audio}[a.what](a.out, seed=a.seed)
+        if a.what == "base":
+            pretrain.base(a.out, seed=a.seed)
+        else:
+            pretrain.audio(a.out, seed=a.seed)
 
     parser = _command(commands, "pretrain", "make the small world's base or audio tower again", run)
     parser.add_argument("what", choices=["base", "audio"])

@@ -10,6 +10,7 @@ import itertools
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
@@ -123,27 +124,39 @@ def grainy(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return (frames + noise).clip(0, 255).astype(np.uint8)
 
 
-class Conversations(IterableDataset[Sample]):
-    """Endless scenes, most of them captioned; each a conversation that asks all kinds of questions in random order."""
+class Conversations(Dataset[Sample]):
+    """Scenes, most of them captioned; each a conversation that asks all kinds of questions in random order."""
 
-    def __init__(self, base: LlavaOnevision, seed: int) -> None:
-        self.base, self.seed = base, seed
+    def __init__(self, base: LlavaOnevision, scenes: int, seed: int) -> None:
+        self.base, self.scenes, self.first = base, scenes, FIRST_SEED + (seed << 32)
 
-    def __iter__(self) -> Iterator[Sample]:
+    def __len__(self) -> int:
+        return self.scenes
+
+    def __getitem__(self, index: int) -> Sample:
+        scene, rng = world.scene(self.first + index), np.random.default_rng(self.first + index)
         chosen = np.linspace(0, world.FRAMES - 1, FRAMES).astype(int)
-        for index in itertools.count(FIRST_SEED + (self.seed << 32)):
-            scene, rng = world.scene(index), np.random.default_rng(index)
-            questions = task.ask(scene)
-            turns = [(task.prompt(questions[i]), task.target(questions[i])) for i in rng.permutation(len(questions))]
-            encoded = self.base.chat(turns[-1][0], tuple(turns[:-1]), turns[-1][1])
-            ids, labels = expand(encoded.ids, encoded.labels, self.base.visual_tokens(FRAMES), 4096)
-            frames = world.render(scene, list(chosen))
-            if rng.random() < 0.7:
-                late = chosen / world.FPS - scene.heard_at
-                heard = (late > -0.3) & (late < world.SOUND_SECONDS + 0.3)
-                captions = np.where(heard, SOUNDS.index(scene.sound), NO_CAPTION)
-                frames = caption(frames, captions, rng.uniform(0.4, 1.0))
-            yield Sample(ids, labels, self.base.preprocess(grainy(frames, rng)), None, {})
+        questions = task.ask(scene)
+        turns = [(task.prompt(questions[i]), task.target(questions[i])) for i in rng.permutation(len(questions))]
+        encoded = self.base.chat(turns[-1][0], tuple(turns[:-1]), turns[-1][1])
+        ids, labels = expand(encoded.ids, encoded.labels, self.base.visual_tokens(FRAMES), 4096)
+        frames = world.render(scene, list(chosen))
+        if rng.random() < 0.85:
+            late = chosen / world.FPS - scene.heard_at
+            heard = (late > -0.8) & (late < world.SOUND_SECONDS + 0.8)
+            captions = np.where(heard, SOUNDS.index(scene.sound), NO_CAPTION)
+            frames = caption(frames, captions, rng.uniform(0.5, 1.0))
+        return Sample(ids, labels, self.base.preprocess(grainy(frames, rng)), None, {})
+
+
+class Remembered(nn.Module):
+    """Stands in for a frozen tower whose features were kept: what comes in is already what would come out."""
+
+    dtype = torch.float32
+
+    def forward(self, features: Tensor, output_hidden_states: bool) -> SimpleNamespace:
+        """float[N,16,Q] -> the same, as the tower's last hidden state"""
+        return SimpleNamespace(hidden_states=[features])
 
 
 class Reader(nn.Module):
@@ -167,26 +180,41 @@ class Reader(nn.Module):
         return torch.stack(told).sum()
 
 
-def base(out: Path, see: int = 500, talk: int = 900, seed: int = 0) -> None:
-    """Train the tiny LLaVA-OneVision from nothing, its tower to see, then its LLM to talk; writes the lmms-lab layout.
-
-    `see` and `talk` count steps.
-    """
+def base(out: Path, see_steps: int = 500, scenes: int = 8000, talk_steps: int = 2400, seed: int = 0) -> None:
+    """Train the tiny LLaVA-OneVision from nothing, first to see, then to talk; writes the lmms-lab layout."""
     torch.manual_seed(seed)
     tokenizer = make_tokenizer(task.texts())
     text = {**TEXT, "vocab_size": len(tokenizer)}
-    hf = _lmms.build(text, VISION)
-    model = Pave(LlavaOnevision(hf, tokenizer), {})
-    reader = Reader(model.base.query_dim)
-    glimpses = DataLoader(Glimpses(model.base, seed), 128, num_workers=1)
-    told = (reader(model.base.encode(pixels).query, *facts) for pixels, *facts in glimpses)
-    fit(nn.ModuleList([hf.model.vision_tower, reader]), told, see, rate=2e-3)
+    model = LlavaOnevision(_lmms.build(text, VISION), tokenizer)
+    see(model, see_steps, seed)
+    talk(model, scenes, talk_steps, seed)
+    _lmms.save(model.hf, tokenizer, text, VISION, out)
 
-    hf.model.vision_tower.requires_grad_(False)
-    collate_fn = functools.partial(collate, pad_id=tokenizer.pad_token_id)
-    conversations = DataLoader(Conversations(model.base, seed), 32, num_workers=1, collate_fn=collate_fn)
-    fit(hf, (model(**batch)["loss"] for batch in conversations), talk, rate=2e-3)
-    _lmms.save(hf, tokenizer, text, VISION, out)
+
+def see(model: LlavaOnevision, steps: int, seed: int) -> None:
+    """Train the tower to tell what is in a frame."""
+    reader = Reader(model.query_dim)
+    glimpses = DataLoader(Glimpses(model, seed), 128, num_workers=1)
+    told = (reader(model.encode(pixels).query, *facts) for pixels, *facts in glimpses)
+    fit(nn.ModuleList([model.hf.model.vision_tower, reader]), told, steps, rate=2e-3)
+
+
+def talk(model: LlavaOnevision, scenes: int, steps: int, seed: int) -> None:
+    """Train the projector and the LLM on conversations; the tower looks at each scene once and is left as it is."""
+    tower = model.hf.model.vision_tower.requires_grad_(False)
+    looked: list[Sample] = []
+    loader = DataLoader(Conversations(model, scenes, seed), None, num_workers=1)
+    for sample in tqdm(loader, desc="look", unit="scene"):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            features = tower(sample.pixels, output_hidden_states=True).hidden_states[-1]
+        looked.append(sample._replace(pixels=features.bfloat16()))
+    model.hf.model.vision_tower = Remembered()
+    collate_fn = functools.partial(collate, pad_id=model.tokenizer.pad_token_id)
+    batches: DataLoader[Any] = DataLoader(looked, 32, shuffle=True, collate_fn=collate_fn)  # type: ignore[arg-type]
+    pave = Pave(model, {})
+    losses = (pave(**batch)["loss"] for _ in itertools.count() for batch in batches)
+    fit(model.hf, losses, steps, rate=2e-3)
+    model.hf.model.vision_tower = tower
 
 
 class Listening(IterableDataset[tuple[Tensor, Tensor, Tensor]]):
