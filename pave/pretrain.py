@@ -180,7 +180,7 @@ class Reader(nn.Module):
         return torch.stack(told).sum()
 
 
-def base(out: Path, see_steps: int = 500, scenes: int = 8000, talk_steps: int = 2400, seed: int = 0) -> None:
+def base(out: Path, see_steps: int = 500, scenes: int = 6000, talk_steps: int = 2000, seed: int = 0) -> None:
     """Train the tiny LLaVA-OneVision from nothing, first to see, then to talk; writes the lmms-lab layout."""
     torch.manual_seed(seed)
     tokenizer = make_tokenizer(task.texts())
