@@ -35,7 +35,8 @@ class Kind(NamedTuple):
 
 
 def _shapes(scene: Scene) -> tuple[str, ...]:
-    return tuple(thing.shape for thing in scene.things)
+    """In the order of the alphabet: the place in the list must tell nothing."""
+    return tuple(sorted(thing.shape for thing in scene.things))
 
 
 def _sounding(scene: Scene) -> Thing:
