@@ -221,12 +221,9 @@ def _bench(commands: Any) -> None:
 
 def _pretrain(commands: Any) -> None:
     def run(a: argparse.Namespace) -> None:
-        from pave import pretrain
+        from pave.pretrain import audio, base
 
-        if a.what == "base":
-            pretrain.base(a.out, seed=a.seed)
-        else:
-            pretrain.audio(a.out, seed=a.seed)
+        {"base": base, "audio": audio}[a.what].learn(a.out, seed=a.seed)
 
     parser = _command(commands, "pretrain", "make the small world's base or audio tower again", run)
     parser.add_argument("what", choices=["base", "audio"])

@@ -18,7 +18,7 @@ import pave.bases
 import pave.sides
 import pave.tasks
 from pave import cli, config
-from pave.pretrain import make_tokenizer
+from pave.pretrain.base import make_tokenizer
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("doc/*.md")])

@@ -9,7 +9,7 @@ import torch
 from pave.bases import _lmms
 from pave.config import BaseConfig, Config, DataConfig, LoraConfig, PatchConfig
 from pave.io import sideworld_files, store
-from pave.pretrain import make_tokenizer
+from pave.pretrain.base import make_tokenizer
 from pave.tasks import sideworld
 from pave.types import SideTokens
 
