@@ -26,5 +26,5 @@ def test_nothing_leaks_and_the_patch_learns_to_hear(tmp_path: Path) -> None:
         assert abs(deaf["who_jumped"] - chance["who_jumped"]) < 0.15
     assert "| audio questions |" in (tmp_path / "report.md").read_text()
     assert (tmp_path / "report.png").is_file()
-    if patched["audio"] < 0.9 or patched["visual"] < 0.95:
-        pytest.xfail(f"the patch does not learn on the shipped base yet: {patched}")
+    assert patched["audio"] >= 0.9, patched
+    assert patched["visual"] >= 0.95, patched
