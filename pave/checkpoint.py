@@ -1,29 +1,33 @@
-"""Checkpoints in and out: our folder, and the official PAVE folders under the official names."""
+"""Checkpoints in and out: our folder. The released layout is in official.py."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from pave import config as configs
 from pave import lora, plug
 from pave.config import BaseConfig, Config, LoraConfig, PatchConfig
 from pave.io import store
 from pave.io.atomic import atomic_folder
-from pave.model import Pave
+from pave.model import Pave, check_weight
 from pave.nn.patch import ConvShape, Patch
 from pave.types import UserError
 
 PATCH_FILE, ADAPTER_FILE, CONFIG_FILE = "patch.safetensors", "adapter_model.safetensors", "pave.yaml"
-OFFICIAL_PATCH_FILES = ("non_lora_trainables.bin", "mm_projector.bin")
+SAME_BASE = ("name", "path", "newline", "pool")
+"""What two configs on one base have in common."""
+GEOMETRY = (
+    *("dim", "width", "side_width", "heads", "depth", "rope", "conv_blocks", "conv_strides", "conv_scales"),
+    *("queries", "values", "neighborhood", "reach"),
+)
+"""What two patches with interchangeable tensors have in common."""
 
 
 def load_base(config: BaseConfig, weights: bool = True, trim_vocabulary: bool = True) -> Any:
@@ -36,6 +40,7 @@ def load_base(config: BaseConfig, weights: bool = True, trim_vocabulary: bool = 
         attention=config.attention,
         vision_heads=config.vision_heads,
         trim_vocabulary=trim_vocabulary,
+        quantize=config.quantize,
         weights=weights,
     )
     lora.freeze(base)
@@ -66,21 +71,99 @@ def make_patch(config: PatchConfig, query_dim: int, embed_dim: int) -> Patch:
 
 
 def create(config: Config, weights: bool = True) -> Pave:
-    """A fresh model: frozen base, LoRA and patches that change nothing yet. Without weights: shapes only."""
+    """A fresh model: frozen base, LoRA and patches at their start; what trains is what the config says.
+
+    Without weights: shapes only, and no `init`. Raises UserError where an `init` folder does not fit.
+    """
     base = load_base(config.base, weights)
     with torch.device("cpu" if weights else "meta"):
         lora.inject(base.hf, base.lora_targets, config.lora)
         patches = {name: make_patch(side, base.query_dim, base.embed_dim) for name, side in config.sides.items()}
-        return Pave(base, patches)
+        model = Pave(base, patches)
+    for name, side in config.sides.items():
+        if side.init and weights:
+            _start_patch(model.patches[name], name, config, Path(configs.resolve(side.init)))
+    if config.lora.init and weights:
+        _start_lora(model, config, Path(configs.resolve(config.lora.init)))
+    _settle(model, config.sides)
+    return model
+
+
+def _settle(model: Pave, sides: Mapping[str, PatchConfig]) -> None:
+    """Freeze the patches that do not train; weights as configured."""
+    for name, side in sides.items():
+        if not side.train:
+            lora.freeze(model.patches[name])
+    model.set_patches({**model.patch_weights, **{name: side.weight for name, side in sides.items()}})
+
+
+def _start_patch(patch: nn.Module, name: str, config: Config, folder: Path) -> None:
+    """Fill a fresh patch from a trained folder. Raises UserError for another base, geometry or shape."""
+    trained, file = read_config(folder), folder / PATCH_FILE
+    check_same_base(trained, config, folder)
+    if name not in trained.sides and len(trained.sides) != 1:
+        raise UserError(f"{folder}: sides.{name}.init finds the patches {sorted(trained.sides)}; expected '{name}'")
+    source = name if name in trained.sides else next(iter(trained.sides))
+    for field in GEOMETRY:
+        found, expected = getattr(trained.sides[source], field), getattr(config.sides[name], field)
+        if found != expected:
+            raise UserError(
+                f"{folder}: patch '{source}' has {field}={found}, sides.{name} has {expected}; set it alike"
+            )
+    prefix = f"{source}."
+    tensors = {k.removeprefix(prefix): x for k, x in store.read_safetensors(file).state.items() if k.startswith(prefix)}
+    lora.check_same(shapes(patch.state_dict()), shapes(tensors), file)
+    patch.load_state_dict(tensors)
+
+
+def _start_lora(model: Pave, config: Config, folder: Path) -> None:
+    """Fill a fresh LoRA from a trained folder. Raises UserError for another base, rank or alpha."""
+    trained = read_config(folder)
+    check_same_base(trained, config, folder)
+    if not trained.lora.r:
+        raise UserError(f"{folder}: has no LoRA to start from; leave lora.init empty")
+    for field in ("r", "alpha"):
+        found, expected = getattr(trained.lora, field), getattr(config.lora, field)
+        if found != expected:
+            raise UserError(f"{folder}: its LoRA has {field}={found}, lora.{field} is {expected}; set it alike")
+    lora.load_state(model.base.hf, store.read_safetensors(folder / ADAPTER_FILE).state, folder / ADAPTER_FILE)
+
+
+def check_same_base(trained: Config, config: Config, folder: Path, also: Sequence[str] = ()) -> None:
+    """Raises UserError unless a folder was trained on the base of `config`."""
+    for field in (*SAME_BASE, *also):
+        found, expected = getattr(trained.base, field), getattr(config.base, field)
+        if field == "path":
+            found, expected = configs.resolve(found), configs.resolve(expected)
+        if found != expected:
+            raise UserError(
+                f"{folder / CONFIG_FILE}: base.{field} is '{found}', this model's is '{expected}'; expected the same "
+                f"base (if it is the same, only elsewhere, set base.{field} there or as an override)"
+            )
 
 
 def write(model: Pave, config: Config, folder: Path) -> None:
-    """Our files into an existing folder; `save` is the safe way to a finished one."""
+    """Our files into an existing folder; `save` is the safe way to a finished one.
+
+    Raises UserError where the model has the LoRAs of several folders.
+    """
+    config = as_it_is(model, config)
     (folder / CONFIG_FILE).write_text(configs.dump(config))
     save_file({k: v.detach().contiguous().cpu() for k, v in model.patches.state_dict().items()}, folder / PATCH_FILE)
-    if config.lora.r:
+    for name in model.loras:
         lora.write_settings(model.base.lora_targets, config.lora, config.base.path, folder)
-        save_file({k: v.contiguous().cpu() for k, v in lora.state(model.base.hf).items()}, folder / ADAPTER_FILE)
+        save_file({k: v.contiguous().cpu() for k, v in lora.state(model.base.hf, name).items()}, folder / ADAPTER_FILE)
+
+
+def as_it_is(model: Pave, config: Config) -> Config:
+    """The config with the weights and the LoRA that the model has now. Raises UserError where it has several LoRAs."""
+    if len(model.loras) > 1:
+        raise UserError(f"this model has several LoRAs ({', '.join(model.loras)}), a folder holds one; remove a patch")
+    sides = {name: dataclasses.replace(side, weight=model.patch_weights[name]) for name, side in config.sides.items()}
+    adapter = dataclasses.replace(config.lora, r=0)
+    for name in model.loras:
+        adapter = dataclasses.replace(config.lora, **lora.settings(model.base.hf, name))
+    return dataclasses.replace(config, sides=sides, lora=adapter)
 
 
 def save(model: Pave, config: Config, folder: Path) -> None:
@@ -90,140 +173,75 @@ def save(model: Pave, config: Config, folder: Path) -> None:
 
 
 def read_config(folder: Path, overrides: Sequence[str] = ()) -> Config:
-    """The config of a folder of ours, with `key=value` overrides."""
+    """The config of a folder of ours, or a YAML file by itself, with `key=value` overrides."""
+    if folder.suffix == ".yaml":
+        return configs.load(folder, overrides)
     if not (folder / CONFIG_FILE).is_file():
-        raise UserError(f"{folder}: no {CONFIG_FILE} in it; expected a folder that `pave train` wrote")
+        raise UserError(
+            f"{folder}: no {CONFIG_FILE} in it; expected a folder that `pave train` wrote "
+            "(`pave convert` makes one of a released folder)"
+        )
     return configs.load(folder / CONFIG_FILE, overrides)
 
 
 def load(folder: Path, overrides: Sequence[str] = ()) -> tuple[Pave, Config]:
     """A trained model from a folder of ours. Strict."""
     config = read_config(folder, overrides)
-    model = create(config)
-    read(model, config, folder)
+    model = Pave(load_base(config.base), {})
+    attach(model, lora.DEFAULT, config.sides, read_for(model, config, folder))
     return model.eval(), config
 
 
 def read(model: Pave, config: Config, folder: Path) -> None:
-    """Fill a model from a folder's tensors. Raises UserError naming a missing, extra or misshapen tensor."""
-    file = folder / PATCH_FILE
-    tensors = store.read_safetensors(file).state
-    lora.check_same(_shapes(model.patches.state_dict()), _shapes(tensors), file)
-    model.patches.load_state_dict(tensors)
-    if config.lora.r:
-        lora.load_state(model.base.hf, store.read_safetensors(folder / ADAPTER_FILE).state, folder / ADAPTER_FILE)
+    """Fill a model in place from a folder. Raises UserError naming a missing, extra or misshapen tensor."""
+    trained = read_for(model, config, folder)
+    model.patches.load_state_dict(trained.patches.state_dict())
+    if trained.lora:
+        lora.load_state(model.base.hf, trained.lora, folder / ADAPTER_FILE)
 
 
-# Ours -> official. The only place, beside the glossary, where the old names stand.
-_OFFICIAL_PATCH_NAMES = (
-    (r"^side_in\.(\d+)\.(\d+)\.time", r"input_mapping.\1.res\2.branch2.a"),
-    (r"^side_in\.(\d+)\.(\d+)\.space", r"input_mapping.\1.res\2.branch2.b"),
-    (r"^side_in\.(\d+)\.(\d+)\.out", r"input_mapping.\1.res\2.branch2.c"),
-    (r"^side_in\.(\d+)\.(\d+)\.skip", r"input_mapping.\1.res\2.branch1"),
-    (r"^side_in\.", "input_mapping."),
-    (r"^query_in\.", "query_input_mapping."),
-    (r"^queries$", "learnable_query"),
-    (r"^layers\.(\d+)\.([qkv])\.", r"cross_attn_layers.\1.attn.\2_linear."),
-    (r"^layers\.(\d+)\.norm\.", r"cross_attn_layers.\1.ffn.0."),
-    (r"^layers\.(\d+)\.up\.", r"cross_attn_layers.\1.ffn.1."),
-    (r"^layers\.(\d+)\.down\.", r"cross_attn_layers.\1.ffn.3."),
-    (r"^out\.", "output_mapping."),
-    (r"^out_norm\.", "output_norm."),
-)
+class Trained(NamedTuple):
+    """What a folder holds, checked against a base."""
+
+    patches: nn.ModuleDict
+    lora: dict[str, Tensor]
+    """Empty where the folder has none."""
+    settings: LoraConfig
+    folder: Path
 
 
-def official_patch_name(name: str) -> str:
-    """The released name of a patch parameter, without its prefix."""
-    for ours, official in _OFFICIAL_PATCH_NAMES:
-        renamed, found = re.subn(ours, official, name)
-        if found:
-            return renamed
-    raise KeyError(f"patch parameter '{name}' has no official name")
-
-
-def rename_patch(patch: Patch, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """An official patch state under our names; names the patch does not know stay as they are."""
-    ours = {official_patch_name(name): name for name in patch.state_dict()}
-    # Quirk: start_end_tokens may be saved and is never read by the patch.
-    return {ours.get(name, name): x for name, x in state.items() if name != "start_end_tokens"}
-
-
-def is_official(folder: Path) -> bool:
-    """Whether a folder holds a checkpoint in the released layout."""
-    return any((folder / name).is_file() for name in OFFICIAL_PATCH_FILES)
-
-
-def load_official(folder: Path, given: Config) -> tuple[Pave, Config]:
-    """A released single-channel checkpoint on the base of `given`; its shapes come from its tensors, strictly.
-
-    The side's name (audio if `given` has none), its files and 3D rope do not stand in the folder; `given` has them.
-    """
-    settings = json.loads((folder / "config.json").read_text())
-    wanted = ("temporal_aggregator_type", "feat_combine_method", "mm_newline_position")
-    kind, combine, newline = (settings.get(key) for key in wanted)
-    if kind not in ("pmv5", "ssmv5") or combine != "add" or newline is None:
-        raise UserError(
-            f"{folder}/config.json: {', '.join(wanted)} are {kind}, {combine}, {newline}; expected pmv5, add, grid"
+def read_for(model: Pave, config: Config, folder: Path) -> Trained:
+    """Patches and LoRA of a folder for a model's base. Strict, and the model stays as it is."""
+    base, file = model.base, folder / PATCH_FILE
+    for name, side in config.sides.items():
+        check_weight(name, side.weight)
+    with torch.device("meta"):
+        patches = nn.ModuleDict(
+            {name: make_patch(side, base.query_dim, base.embed_dim) for name, side in config.sides.items()}
         )
-    file = next(folder / name for name in OFFICIAL_PATCH_FILES if (folder / name).is_file())
-    state = _official_patch_state(file)
-    adapter, adapter_config = folder / ADAPTER_FILE, LoraConfig(r=0)
-    if adapter.is_file():
-        peft = json.loads((folder / "adapter_config.json").read_text())
-        adapter_config = LoraConfig(peft["r"], peft["lora_alpha"], peft["lora_dropout"])
-    side = next(iter(given.sides), "audio")
-    config = dataclasses.replace(
-        given,
-        base=dataclasses.replace(given.base, newline=newline),
-        sides={side: infer_patch(state, given.sides.get(side, PatchConfig()), file)},
-        lora=adapter_config,
-    )
-    model = create(config)
-    patch = model.patches[side]
-    assert isinstance(patch, Patch)
-    renamed = rename_patch(patch, state)
-    lora.check_same(_shapes(patch.state_dict()), _shapes(renamed), file)
-    patch.load_state_dict(renamed)
+    device = next(base.parameters()).device
+    tensors = {k: x.to(device, torch.float32, copy=True) for k, x in store.read_safetensors(file).state.items()}
+    lora.check_same(shapes(patches.state_dict()), shapes(tensors), file)
+    patches.load_state_dict(tensors, assign=True)
+    adapter: dict[str, Tensor] = {}
     if config.lora.r:
-        layers = ("base_model.model.model.layers.", "base_model.model.model.language_model.layers.")
-        ours = {name.replace(*layers): x for name, x in store.read_safetensors(adapter).state.items()}
-        lora.load_state(model.base.hf, ours, adapter)
-    return model.eval(), config
+        adapter = store.read_safetensors(folder / ADAPTER_FILE).state
+        lora.check_fits(base.hf, base.lora_targets, config.lora.r, adapter, folder / ADAPTER_FILE)
+    return Trained(patches, adapter, config.lora, folder)
 
 
-def infer_patch(state: Mapping[str, Tensor], given: PatchConfig, file: Path) -> PatchConfig:
-    """The geometry of an official patch state (linear input map); heads are 4, or 128 channels each with rope.
-
-    Raises UserError if a tensor that tells it is missing.
-    """
-    for name in ("input_mapping.weight", "cross_attn_layers.0.attn.q_linear.weight"):
-        if name not in state:
-            raise UserError(f"{file}: tensor '{name}' is missing; expected a released patch with a linear input map")
-    depth = len({name.split(".")[1] for name in state if name.startswith("cross_attn_layers.")})
-    side_width, dim = state["input_mapping.weight"].shape
-    width = state["cross_attn_layers.0.attn.q_linear.weight"].shape[0]
-    learnable = state.get("learnable_query")
-    return dataclasses.replace(
-        given,
-        dim=dim,
-        width=width,
-        side_width=side_width,
-        heads=width // 128 if given.rope else 4,
-        depth=depth,
-        queries=[] if learnable is None else list(learnable.shape[:2]),
-    )
+def attach(model: Pave, name: str, sides: Mapping[str, PatchConfig], trained: Trained) -> None:
+    """Put patches on a model, in the order and under the names of `sides`, and their LoRA under `name`."""
+    model.patches.update(dict(zip(sides, trained.patches.values())))
+    if trained.lora:
+        hf = model.base.hf
+        lora.inject(hf, model.base.lora_targets, trained.settings, name, weights=False)
+        lora.load_state(hf, trained.lora, trained.folder / ADAPTER_FILE, name)
+        model.loras[name] = list(sides)
+    model.train(model.training)
+    _settle(model, sides)
 
 
-def _official_patch_state(file: Path) -> dict[str, Tensor]:
-    """Patch tensors without their prefix, float32. Raises UserError for anything else in the file."""
-    state = store.read_torch(file)
-    pattern = re.compile(r"(?:base_model\.model\.)?model\.temporal_aggregator\.(.+)")
-    found = {name: pattern.fullmatch(name) for name in state}
-    strange = [name for name, match in found.items() if match is None]
-    if strange:
-        raise UserError(f"{file}: tensor '{strange[0]}' is not part of a single-channel patch ({len(strange)} such)")
-    return {match[1]: state[name].float() for name, match in found.items() if match is not None}
-
-
-def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+def shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor of a state."""
     return {name: tuple(x.shape) for name, x in state.items()}

@@ -36,12 +36,16 @@ class BaseConfig:
     """Kernel of the tower and the LLM."""
     vision_heads: int | None = None
     """Attention heads of the tower, where neither files nor width tell."""
+    quantize: Literal["none", "int8", "nf4"] = "none"
+    """Frozen weights of the LLM in 8 or 4 bits (bitsandbytes), to train on a small GPU."""
 
 
 @dataclass(frozen=True)
 class PatchConfig:
     """One side-channel and its patch; the defaults are the released recipe."""
 
+    side: str = ""
+    """Plugin in pave/sides; empty: as this entry is named. Two patches may read the same side-channel."""
     dim: int = 1024
     """C, width of the side tokens."""
     width: int = 512
@@ -74,6 +78,12 @@ class PatchConfig:
     """Folder with this side's feature files, inside the data root unless absolute."""
     encoder: str = ""
     """Weights of the side's encoder, for features that are made on the spot."""
+    init: str = ""
+    """Trained folder that this patch starts from: its patch of the same name, or the only one."""
+    train: bool = True
+    """Off keeps the patch as it starts."""
+    weight: float = 1.0
+    """Factor on what the patch adds; 0 switches it off."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +96,24 @@ class LoraConfig:
     """Scale is alpha / r."""
     dropout: float = 0.05
     """On the input of the adapter."""
+    init: str = ""
+    """Trained folder whose LoRA is trained further."""
+    train: bool = True
+    """Off keeps LoRA as it starts."""
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """One task of a joint training."""
+
+    task: str = ""
+    """Plugin in pave/tasks; empty: as this entry is named."""
+    root: str = ""
+    """Folder of the data set; empty: data.root."""
+    sides: list[str] | None = None
+    """The patches it feeds, by name; None: all of them."""
+    weight: float = 1.0
+    """Factor on its share of an epoch."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +132,12 @@ class DataConfig:
     """Supervised tokens: the answers, or all that the released code supervised."""
     max_length: int = 32768
     """Longest sequence after the visual tokens are in; the end is cut."""
+    sides: list[str] | None = None
+    """The patches that this data feeds, by name; None: all of them."""
+    mix: dict[str, TaskConfig] = field(default_factory=dict)
+    """Tasks to learn jointly, instead of `task`, `root` and `sides`."""
+    temperature: float = 1.0
+    """T: a task of n questions has a share of weight * n^(1/T); 1 is by size, large is equal shares."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +146,7 @@ class Config:
 
     base: BaseConfig = field(default_factory=BaseConfig)
     sides: dict[str, PatchConfig] = field(default_factory=dict)
-    """Side-channels by the name of their plugin in pave/sides."""
+    """Patches by name: that of their plugin in pave/sides, or any other beside `side`."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     data: DataConfig = field(default_factory=DataConfig)
     patch_lr: float | None = None
@@ -153,13 +187,17 @@ def _parsed(overrides: Sequence[str]) -> list[tuple[str, Any]]:
 
 def _merge(layers: Sequence[tuple[str, Any]]) -> Config:
     """Merge (origin, values) layers over the defaults, each checked against the dataclasses."""
-    from omegaconf import OmegaConf, ValidationError
+    from omegaconf import OmegaConf, ValidationError, read_write
     from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
     merged = OmegaConf.structured(Config)
     for origin, values in layers:
         try:
             merged = OmegaConf.merge(merged, values)
+            if values.get("sides") == {}:
+                # Merging takes no entry out; an empty table says that there are none.
+                with read_write(merged):
+                    merged.sides = {}
         except (ConfigKeyError, ConfigAttributeError) as error:
             known = [f.name for f in dataclasses.fields(error.object_type)]  # type: ignore[arg-type]
             raise UserError(f"{origin}: unknown key '{error.full_key}'; {nearest(str(error.key), known)}") from error

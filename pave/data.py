@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from random import Random
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -27,7 +29,7 @@ class Sample(NamedTuple):
     frame_seconds: Tensor | None
     """float[T]"""
     sides: Mapping[str, SideTokens | None]
-    """None where this sample has no such side-channel."""
+    """None or absent where this sample has no such side-channel."""
 
 
 def expand(ids: Sequence[int], labels: Sequence[int], visual: int, max_length: int) -> tuple[list[int], list[int]]:
@@ -59,7 +61,9 @@ def collate(samples: Sequence[Sample], pad_id: int, left: bool = False) -> dict[
     if videos:
         batch["pixels"] = torch.stack([s.pixels for s in videos if s.pixels is not None])
         batch["frame_seconds"] = [s.frame_seconds for s in videos]
-        batch["sides"] = {name: side for name in videos[0].sides if (side := _stack([s.sides[name] for s in videos]))}
+        # In joint training a sample knows the side-channels of its own task only.
+        names = dict.fromkeys(name for s in videos for name in s.sides)
+        batch["sides"] = {name: side for name in names if (side := _stack([s.sides.get(name) for s in videos]))}
     return batch
 
 
@@ -81,12 +85,14 @@ def _stack(tokens: Sequence[SideTokens | None]) -> dict[str, Any] | None:
 class Questions(Dataset[Sample]):
     """The questions of one split with their videos and features, read when asked for."""
 
-    def __init__(self, config: Config, base: Any, split: str, with_answers: bool) -> None:
-        self.config, self.base, self.with_answers = config, base, with_answers
+    def __init__(self, config: Config, base: Any, split: str, with_answers: bool, seed: int = 0) -> None:
+        self.config, self.base, self.with_answers, self.seed = config, base, with_answers, seed
+        self.epoch = 0
+        """Of the training; what a side draws at random differs from one to the next."""
         self.root = Path(config.data.root)
         self.task: ModuleType = plug.load("tasks", config.data.task)
         self.questions: list[Question] = self.task.load(split, self.root)
-        self.readers: dict[str, Callable[[Path], SideTokens]] = {n: plug.load("sides", n).load for n in config.sides}
+        self.plugins = plugins(config)
         self.donors = list(range(len(self.questions)))
         """Whose side-channels each question gets: its own, unless shuffled."""
         self.check()
@@ -97,7 +103,7 @@ class Questions(Dataset[Sample]):
     def check(self) -> None:
         """Every file must be there before anything starts. Raises UserError naming the first and counting the rest."""
         files = {self.video(q): "video" for q in self.questions}
-        files |= {self.features(name, q): f"{name} features" for name in self.readers for q in self.questions}
+        files |= {self.features(name, q): f"{name} features" for name in self.plugins for q in self.questions}
         missing = [(file, what) for file, what in files.items() if not file.exists()]
         if missing:
             file, what = missing[0]
@@ -112,10 +118,10 @@ class Questions(Dataset[Sample]):
         return path
 
     def features(self, side: str, question: Question) -> Path:
-        """Path of a question's feature file: ours, or a published .pt where there is none of ours."""
-        ours = self.root / self.config.sides[side].features / f"{Path(question.video).stem}.safetensors"
-        published = ours.with_suffix(".pt")
-        return published if published.exists() and not ours.exists() else ours
+        """Path of a question's features: our file, or what was published (.pt or a folder) where there is none."""
+        bare = self.root / self.config.sides[side].features / (question.features or Path(question.video).stem)
+        files = [bare.with_name(bare.name + suffix) for suffix in (".safetensors", ".pt", "")]
+        return next((file for file in files if file.exists()), files[0])
 
     def lengths(self) -> list[int]:
         """About how long each sample is, in characters of text; the visual tokens are the same for all."""
@@ -137,11 +143,26 @@ class Questions(Dataset[Sample]):
         question, donor = self.questions[index], self.questions[self.donors[index]]
         clip = read_clip(self.video(question), self.config.base.frames)
         sides = {
-            name: side_tokens(read, self.features(name, donor), self.config.sides[name].dim)
-            for name, read in self.readers.items()
+            name: side_tokens(self._reader(plugin, index), self.features(name, donor), self.config.sides[name].dim)
+            for name, plugin in self.plugins.items()
         }
         answer = self.task.target(question) if self.with_answers else None
         return make_sample(self.config, self.base, self.task.prompt(question), clip, sides, question.history, answer)
+
+    def _reader(self, plugin: ModuleType, index: int) -> Callable[[Path], SideTokens]:
+        """How a side reads; in training it may take a random part, which seed, epoch and question decide."""
+        if self.with_answers and hasattr(plugin, "load_random"):
+            return partial(plugin.load_random, rng=Random(f"{self.seed} {self.epoch} {index}"))
+        return plugin.load
+
+
+def plugins(config: Config) -> dict[str, ModuleType]:
+    """The side of each patch that the data feeds. Raises UserError for a patch that is not there."""
+    for name in config.data.sides or ():
+        if name not in config.sides:
+            raise UserError(f"data sides: no patch '{name}' in this config; {plug.nearest(name, config.sides)}")
+    used = config.sides if config.data.sides is None else config.data.sides
+    return {name: plug.load("sides", config.sides[name].side or name) for name in used}
 
 
 def side_tokens(read: Callable[[Path], SideTokens], file: Path, dim: int) -> SideTokens:

@@ -45,7 +45,8 @@ def answer(
 
 def _side(name: str, config: Config, video: Path, file: Path | None) -> SideTokens:
     """One side-channel, from its file or from the video itself."""
-    plugin, side = plug.load("sides", name), config.sides[name]
+    side = config.sides[name]
+    plugin = plug.load("sides", side.side or name)
     if file is not None:
         return side_tokens(plugin.load, file, side.dim)
     if not side.encoder:

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from pave import checkpoint, plug
+from pave import checkpoint, official, plug
 from pave import config as configs
 from pave.config import Config, LoraConfig
 from pave.data import Questions, Sample, collate
@@ -151,13 +151,13 @@ def load_model(
     """A trained folder, ours or a released one, on a device; `base_only` leaves its patches and LoRA out."""
     if base is not None:
         overrides = [*overrides, f"base.path={base}"]
-    official = checkpoint.is_official(ckpt)
+    released, given = official.is_official(ckpt), configs.from_overrides(overrides)
     if base_only:
-        config = configs.from_overrides(overrides) if official else checkpoint.read_config(ckpt, overrides)
+        config = official.read(ckpt, given).config if released else checkpoint.read_config(ckpt, overrides)
         config = dataclasses.replace(config, sides={}, lora=LoraConfig(r=0))
         model = checkpoint.create(config)
-    elif official:
-        model, config = checkpoint.load_official(ckpt, configs.from_overrides(overrides))
+    elif released:
+        model, config = official.load(ckpt, given)
     else:
         model, config = checkpoint.load(ckpt, overrides)
     return model.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu")), config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, TypedDict
 
@@ -9,9 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pave import lora
 from pave.bases.llava_onevision import LlavaOnevision
-from pave.nn.patch import Patch
-from pave.types import IGNORE, VIDEO
+from pave.plug import nearest
+from pave.types import IGNORE, VIDEO, UserError
+
+
+def check_weight(name: str, weight: float) -> None:
+    """Raises UserError for a weight that no patch can have."""
+    if not math.isfinite(weight):
+        raise UserError(f"patch '{name}': weight {weight}, expected a finite number")
 
 
 class SideBatch(TypedDict):
@@ -28,10 +36,30 @@ class SideBatch(TypedDict):
 class Pave(nn.Module):
     """A frozen video language model with one patch for each side-channel."""
 
-    def __init__(self, base: LlavaOnevision, patches: Mapping[str, Patch]) -> None:
+    def __init__(self, base: LlavaOnevision, patches: Mapping[str, nn.Module]) -> None:
         super().__init__()
         self.base = base
         self.patches = nn.ModuleDict(patches)
+        self.patch_weights = dict.fromkeys(patches, 1.0)
+        """Factor on what each patch adds; 0 switches it off."""
+        self.loras = {name: list(patches) for name in lora.names(base.hf)}
+        """The patches that were trained with each LoRA."""
+
+    def set_patches(self, weights: Mapping[str, float]) -> None:
+        """Switch and weight patches; those not named are off. A LoRA is as strong as the strongest of its patches.
+
+        Raises UserError for an unknown patch, a weight that is no number, and where LoRA was merged.
+        """
+        for name, weight in weights.items():
+            if name not in self.patches:
+                raise UserError(f"this model has no patch '{name}'; {nearest(name, self.patches)}")
+            check_weight(name, weight)
+        strength = {
+            name: max((weights.get(patch, 0.0) for patch in patches), key=abs, default=1.0)
+            for name, patches in self.loras.items()
+        }
+        lora.set_weights(self.base.hf, strength)
+        self.patch_weights = {name: float(weights.get(name, 0.0)) for name in self.patches}
 
     def activation_checkpointing_enable(
         self,
@@ -50,8 +78,9 @@ class Pave(nn.Module):
         """float[B,T,3,h,w] and side-channels -> visual tokens float[B,N,D] for the LLM."""
         query, embeds = self.base.encode(pixels)
         for name, patch in self.patches.items():
-            if name in sides:
-                embeds = embeds + self._update(patch, query, sides[name], frame_seconds).to(embeds.dtype)
+            if name in sides and self.patch_weights[name]:
+                update = self._update(patch, query, sides[name], frame_seconds).to(embeds.dtype)
+                embeds = torch.add(embeds, update, alpha=self.patch_weights[name])
         return self.base.layout(embeds)
 
     def _update(self, patch: nn.Module, query: Tensor, side: SideBatch, frame_seconds: list[Tensor] | None) -> Tensor:

@@ -7,23 +7,26 @@ import functools
 import json
 import logging
 import warnings
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Sampler
-from transformers import Trainer, TrainingArguments, set_seed
-from transformers.trainer_pt_utils import LengthGroupedSampler
+from torch.utils.data import ConcatDataset, Sampler
+from transformers import Trainer, TrainerState, TrainingArguments, set_seed
 
-from pave import checkpoint
+from pave import checkpoint, mix, ranks
 from pave.config import Config
 from pave.data import Questions, collate
 from pave.model import Pave
 from pave.plug import nearest
-from pave.types import UserError
+from pave.types import IGNORE, UserError
 
 log = logging.getLogger(__name__)
+STATE = "trainer_state.json"
+"""What the Trainer writes last."""
 
 RECIPE: dict[str, Any] = {
     "learning_rate": 2e-5,
@@ -37,6 +40,9 @@ RECIPE: dict[str, Any] = {
     "gradient_checkpointing": True,
     "seed": 42,
     "save_steps": 2000,
+    # The release takes the mean of each micro-batch; True weighs all label tokens of a step alike.
+    "average_tokens_across_devices": False,
+    "ddp_timeout": 600,
     "logging_steps": 10,
     "dataloader_num_workers": 4,
     "report_to": "tensorboard",
@@ -48,15 +54,27 @@ RECIPE: dict[str, Any] = {
 
 def main(config: Config, out: Path, resume: bool = False) -> None:
     """Train patches and LoRA, and write a patch folder to `out`."""
+    ranks.check_launcher(config)
     arguments = training_arguments(config, out)
+    log.info("%s", ranks.join(arguments))
     set_seed(arguments.seed)
     model = checkpoint.create(config)
+    newest = newest_checkpoint(out) if resume else None
+    if newest:
+        checkpoint.read(model, config, Path(newest))
     log.info("%s", describe(model))
-    data = Questions(config, model.base, config.data.train_split, with_answers=True)
-    trainer = PaveTrainer(config, model, arguments, data)
-    trainer.train(resume_from_checkpoint=newest_checkpoint(out) if resume else None)
+    parts = {
+        name: Questions(one, model.base, one.data.train_split, with_answers=True, seed=arguments.seed)
+        for name, one in mix.tasks(config).items()
+    }
+    trainer = PaveTrainer(config, model, arguments, parts)
+    if newest and is_done(state := TrainerState.load_from_json(str(Path(newest) / STATE)), arguments):
+        # The Trainer would do one more step.
+        trainer.state = state
+    else:
+        trainer.train(resume_from_checkpoint=newest)
+    trainer.save_final(out / "final")
     if trainer.is_world_process_zero():
-        checkpoint.save(model, config, out / "final")
         (out / "log.json").write_text(json.dumps(trainer.state.log_history, indent=1))
 
 
@@ -65,12 +83,14 @@ def training_arguments(config: Config, out: Path) -> TrainingArguments:
     check_arguments(config)
     on_gpu = torch.cuda.is_available()
     hardware = {"bf16": on_gpu and torch.cuda.is_bf16_supported(), "tf32": on_gpu or None, "use_cpu": not on_gpu}
+    # In a joint training a step may hold no sample that feeds a certain patch.
+    unused = {"ddp_find_unused_parameters": bool(config.data.mix)}
     try:
         with warnings.catch_warnings():
             # gradient_checkpointing has a new name in newer versions of transformers; the old one works in all of v5.
             warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated")
-            return TrainingArguments(output_dir=str(out), **{**RECIPE, **hardware, **config.train})
-    except ValueError as error:
+            return TrainingArguments(output_dir=str(out), **{**RECIPE, **hardware, **unused, **config.train})
+    except (ValueError, ImportError) as error:
         raise UserError(f"train: {' '.join(str(error).split())}") from error
 
 
@@ -117,7 +137,7 @@ def newest_checkpoint(out: Path) -> str:
     """The newest checkpoint that was written to its end: the Trainer writes trainer_state.json last."""
     for folder in sorted(out.glob("checkpoint-*"), key=lambda f: int(f.name.split("-")[1]), reverse=True):
         try:
-            json.loads((folder / "trainer_state.json").read_text())
+            json.loads((folder / STATE).read_text())
         except (FileNotFoundError, json.JSONDecodeError):
             log.warning("%s: not written to its end (a killed run?); an older checkpoint is used", folder)
             continue
@@ -125,37 +145,100 @@ def newest_checkpoint(out: Path) -> str:
     raise UserError(f"{out}: no finished checkpoint-* folder to resume from; start without resume")
 
 
-class PaveTrainer(Trainer):
-    """transformers' Trainer that saves patch folders, groups by length and has a learning rate for the patches."""
+def is_done(state: TrainerState, arguments: TrainingArguments) -> bool:
+    """Whether a run was stopped after its last step, so that only `final` is missing."""
+    if arguments.max_steps > 0:
+        return state.global_step >= arguments.max_steps
+    return state.epoch >= arguments.num_train_epochs
 
-    def __init__(self, config: Config, model: Pave, arguments: TrainingArguments, data: Questions) -> None:
-        self.pave_config, self.pave_model = config, model
+
+class PaveTrainer(Trainer):
+    """transformers' Trainer that saves patch folders, mixes tasks, and has a learning rate for the patches."""
+
+    def __init__(
+        self, config: Config, model: Pave, arguments: TrainingArguments, parts: Mapping[str, Questions]
+    ) -> None:
+        """`parts` are the tasks of the run. Raises UserError for settings that would be ignored."""
+        self.pave_config, self.pave_model, self.parts = config, model, parts
+        self.counts = mix.shares(config, [len(part) for part in parts.values()])
         optimizer, settings = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
         super().__init__(
             model=model,
             args=arguments,
-            train_dataset=data,
+            train_dataset=ConcatDataset(parts.values()),
             data_collator=functools.partial(collate, pad_id=model.base.tokenizer.pad_token_id),
             optimizer_cls_and_kwargs=(optimizer, {**settings, "params": parameter_groups(config, model, arguments)}),
         )
-        # The release averages the loss over the label tokens of each micro-batch, then over micro-batches.
-        self.model_accepts_loss_kwargs = False
+        if arguments.fsdp and not self.is_fsdp_enabled:
+            raise UserError("train.fsdp: shards over GPUs only, and here is none; leave it out")
+        self.add_callback(mix.Epochs(list(parts.values())))
+        # Whether the Trainer counts label tokens and leaves dividing by them to `compute_loss`.
+        self.model_accepts_loss_kwargs = arguments.average_tokens_across_devices
+        for name, part, count in zip(parts, parts.values(), self.counts):
+            log.info("%s: %d questions, %d an epoch", name, len(part), count)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
-        if self.args.train_sampling_strategy != "group_by_length":
+        strategy = self.args.train_sampling_strategy
+        if strategy not in ("random", "group_by_length"):
+            if self.pave_config.data.mix:
+                raise UserError(f"train.train_sampling_strategy={strategy}: data.mix needs random or group_by_length")
             return super()._get_train_sampler(train_dataset)
-        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        data = self.train_dataset
-        assert isinstance(data, Questions)
-        return LengthGroupedSampler(batch, lengths=data.lengths())
+        grouped = strategy == "group_by_length"
+        return mix.Order(
+            [len(part) for part in self.parts.values()],
+            self.counts,
+            self.args.seed if self.args.data_seed is None else self.args.data_seed,
+            epoch=lambda: int(self.state.epoch or 0),
+            lengths=[length for part in self.parts.values() for length in part.lengths()] if grouped else None,
+            group=self.args.train_batch_size * self.args.gradient_accumulation_steps,
+        )
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Tensor | None:
+        """Label tokens of a whole step, all ranks and micro-batches; None leaves the mean to each micro-batch."""
+        if not self.model_accepts_loss_kwargs or not batch_samples:
+            return None
+        count = sum((batch["labels"][:, 1:] != IGNORE).sum() for batch in batch_samples)
+        return self.accelerator.gather(torch.as_tensor(count, device=device)).sum()
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """A micro-batch's part of the mean over all label tokens of a step, however many ranks share the step."""
+        outputs = model(**inputs)
+        loss = outputs["loss"]
+        if num_items_in_batch is not None:
+            # Gradients are averaged over the ranks, so each loss counts as many times as there are ranks.
+            loss = loss * (len(outputs["logits"]) * self.accelerator.num_processes / num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """A patch folder, never the base; the first rank writes, all must come along."""
         folder = Path(output_dir or str(self.args.output_dir))
-        folder.mkdir(parents=True, exist_ok=True)
-        checkpoint.write(self.pave_model, self.pave_config, folder)
+        with self._whole():
+            if self.args.should_save:
+                folder.mkdir(parents=True, exist_ok=True)
+                # An earlier run's mark of a whole checkpoint; it would also be that of a half-written one.
+                (folder / STATE).unlink(missing_ok=True)
+                checkpoint.write(self.pave_model, self.pave_config, folder)
+
+    def save_final(self, folder: Path) -> None:
+        """A patch folder, whole or not at all."""
+        with self._whole():
+            if self.is_world_process_zero():
+                checkpoint.save(self.pave_model, self.pave_config, folder)
+        self.accelerator.wait_for_everyone()
+
+    def _whole(self) -> AbstractContextManager[None]:
+        named = self.pave_model.named_parameters()
+        return ranks.whole(self.pave_model, {n: p for n, p in named if part_of(n).startswith(("patch ", "LoRA"))})
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # Next the first rank writes the file that marks a whole checkpoint, so all must have written theirs.
+        self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        checkpoint.read(self.pave_model, self.pave_config, Path(resume_from_checkpoint))
+        """Nothing: `main` has read the patch folder, before anything was sharded."""
 
 
 def parameter_groups(config: Config, model: Pave, arguments: TrainingArguments) -> list[dict[str, Any]]:

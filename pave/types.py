@@ -35,6 +35,8 @@ class Question:
     group: str = ""
     history: tuple[tuple[str, str], ...] = ()
     """Earlier (question, answer) turns of the same conversation."""
+    features: str = ""
+    """Feature file below a side's folder, without its suffix; empty for the stem of `video`."""
 
 
 class Clip(NamedTuple):

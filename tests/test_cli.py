@@ -14,7 +14,7 @@ from conftest import GOLDEN, World
 from safetensors.torch import load_file, save_file
 from tiny import SIDE_DIM, make_config
 
-from pave import checkpoint, cli, config
+from pave import cli, config, official
 from pave.encoders import imagebind_audio
 
 
@@ -269,4 +269,4 @@ def test_official_folder_from_the_command_line(capsys: pytest.CaptureFixture[str
     argv += ["--video", BUNNY, "--ask", "Did you hear the sound of a dog barking?"]
     assert cli.main([str(a) for a in argv]) == 0
     assert capsys.readouterr().out.strip()
-    assert checkpoint.is_official(GOLDEN / "e2e/tiny_pave_v5_1_3_lora_trained")
+    assert official.is_official(GOLDEN / "e2e/tiny_pave_v5_1_3_lora_trained")

@@ -18,9 +18,13 @@ RUNGS = [
     {"io", "nn", "metrics"},
     {"encoders"},
     {"sides", "bases", "tasks"},
+    {"lora"},
     {"data", "model"},
-    {"lora", "checkpoint"},
-    {"train", "evaluate", "extract", "demo", "compare", "bench", "pretrain"},
+    {"checkpoint", "released", "mix", "ranks"},
+    {"official", "live"},
+    {"train", "evaluate", "extract", "demo", "compare", "bench", "pretrain", "zoo", "fetch", "convert", "convert_base"},
+    {"hub"},
+    {"commands"},
     {"cli"},
 ]
 APART = {"sides", "bases", "tasks"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,12 +13,12 @@ from conftest import GOLDEN, read_json
 from torch import Tensor
 from torch.testing import assert_close
 
-from pave import checkpoint, lora
+from pave import lora, official
 from pave.bases import llava_onevision
 from pave.config import BaseConfig, Config
 from pave.data import expand, pad
 from pave.model import Pave
-from pave.types import IGNORE, VIDEO, UserError
+from pave.types import IGNORE, VIDEO
 
 E2E = GOLDEN / "e2e"
 BASE = str(E2E / "tiny-llava-onevision-qwen2-ov")
@@ -33,7 +32,7 @@ def arrays(name: str) -> dict[str, Tensor]:
 
 
 def fresh(folder: str = "tiny_pave_v5_1_3_lora", **base: Any) -> Pave:
-    return checkpoint.load_official(E2E / folder, Config(base=dataclasses.replace(CONFIG, **base)))[0]
+    return official.load(E2E / folder, Config(base=dataclasses.replace(CONFIG, **base)))[0]
 
 
 @cache
@@ -82,8 +81,10 @@ def check_run(model: Pave, name: str, sides: dict[str, Any], videos: str = "a") 
     assert_close(embeds[:, rows][inside], data["embeds"][inside], atol=1e-4, rtol=0)
     for b in range(len(embeds)):
         text = (batch["ids"][b] != VIDEO) & batch["mask"][b]
-        logits = model.base.head(hidden[b][text])
-        assert_close(logits[-len(data[f"logits_{b}"]) :], data[f"logits_{b}"], atol=5e-4, rtol=0)
+        want = data[f"logits_{b}"]
+        # The positions that predict a label, or the last four.
+        rows = data[f"rows_{b}"].long() if f"rows_{b}" in data else slice(-len(want), None)
+        assert_close(model.base.head(hidden[b][text][rows]), want, atol=5e-4, rtol=0)
     assert_close(loss.item(), summary["loss"], atol=5e-5, rtol=0)
 
 
@@ -144,8 +145,8 @@ def test_gradients() -> None:
     ours = {}
     for name, parameter in model.named_parameters():
         if name.startswith("patches.audio."):
-            official = checkpoint.official_patch_name(name.removeprefix("patches.audio."))
-            ours[f"{prefix}temporal_aggregator.{official}"] = parameter.grad
+            released = official.patch_name(name.removeprefix("patches.audio."))
+            ours[f"{prefix}temporal_aggregator.{released}"] = parameter.grad
         elif parameter.requires_grad:
             ours[prefix + name.removeprefix("base.hf.model.language_model.")] = parameter.grad
     without = {name for name, grad in ours.items() if grad is None}
@@ -165,8 +166,8 @@ def test_merged_and_saved_layouts() -> None:
 @pytest.mark.parametrize("newline", ["grid", "frame", "one_token", "no_token"])
 def test_newline_modes(newline: str) -> None:
     model = fresh()
-    model.base.newline = newline
-    check_run(model, f"e_newline_{newline}", audio("audio/vid_a"))
+    model.base.newline = newline  # the grid run is bit-equal to that of the merged model and stored once
+    check_run(model, "d_merged_forward" if newline == "grid" else f"e_newline_{newline}", audio("audio/vid_a"))
 
 
 @pytest.mark.parametrize("pool", ["average", "max"])
@@ -257,19 +258,3 @@ def test_left_padded_batch_generates_as_alone() -> None:
     texts = model.base.tokenizer.batch_decode(new, skip_special_tokens=True)
     stored = SUMMARY["d_trained"]["generate"]
     assert texts == [stored[f"video_{v}|vid_{v}|{q}"]["text"] for v, q in zip("ab", questions)]
-
-
-def test_wrong_base_and_wrong_tensors_are_named(tmp_path: Path) -> None:
-    source = E2E / "tiny_pave_v5_1_3_adaptor"
-    state = torch.load(source / "mm_projector.bin", weights_only=True)
-    (tmp_path / "config.json").write_text((source / "config.json").read_text())
-    name = "model.temporal_aggregator.output_norm.bias"
-    for wrong, message in (
-        ({k: v for k, v in state.items() if k != name}, "'out_norm.bias' is missing"),
-        ({**state, "model.mm_projector.0.weight": torch.zeros(1)}, "mm_projector.0.weight"),
-        ({**state, name: torch.zeros(3)}, "'out_norm.bias' has shape \\(3,\\), expected \\(128,\\)"),
-        ({**state, "model.temporal_aggregator.extra": torch.zeros(3)}, "'extra' is not known"),
-    ):
-        torch.save(wrong, tmp_path / "mm_projector.bin")
-        with pytest.raises(UserError, match=message):
-            checkpoint.load_official(tmp_path, Config(base=CONFIG))

@@ -11,8 +11,8 @@ from conftest import GOLDEN, read_json
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from pave.checkpoint import official_patch_name, rename_patch
 from pave.nn.patch import ConvShape, Patch
+from pave.official import patch_name, rename_patch
 
 FOLDER = GOLDEN / "module/patch"
 LAYOUTS = read_json(GOLDEN / "module/init/parameter_layouts.json")
@@ -64,13 +64,13 @@ def test_equals_the_official_module(name: str) -> None:
         return
     (out * data["grad_seed_tensor"]).sum().backward()
     leaves = {"x": data["x leaf"], "slow_feats/0": data["query leaf"][0]}
-    grads = {f"param/{official_patch_name(n)}": p.grad for n, p in patch.named_parameters()}
+    grads = {f"param/{patch_name(n)}": p.grad for n, p in patch.named_parameters()}
     grads["x"], query_grad = leaves["x"].grad, data["query leaf"].grad
     grads["slow_feats/0"] = query_grad[0]
     for key in (k for k in data if k.startswith("grad/")):
         got, want = grads[key.removeprefix("grad/")], data[key]
         assert (got - want).abs().max() <= 2e-5 * want.abs().max() + 1e-9, key
-    unused = {official_patch_name(n) for n, p in patch.named_parameters() if p.grad is None}
+    unused = {patch_name(n) for n, p in patch.named_parameters() if p.grad is None}
     assert unused == set(spec["grad"]["params_without_grad"])
 
 
@@ -83,7 +83,7 @@ def test_equals_the_official_module_in_float64(name: str) -> None:
 def draw(patch: Patch, spec: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
     """Fill the patch's weights, and return query and x, by the rule in a production case's json."""
     draws = np.random.RandomState(spec["weight_seed"])
-    for name, p in sorted((official_patch_name(n), p) for n, p in patch.named_parameters()):
+    for name, p in sorted((patch_name(n), p) for n, p in patch.named_parameters()):
         values = draws.standard_normal(p.numel()).reshape(p.shape)
         if p.dim() >= 2:
             values *= 0.8 / np.sqrt(np.prod(p.shape[1:]))
@@ -118,7 +118,7 @@ def test_production_sizes(name: str) -> None:
 def test_parameters_of_every_official_config(name: str) -> None:
     config = LAYOUTS["configs"][name]
     patch = build(config["temporal_aggregator_config"])
-    params = {official_patch_name(n): p.detach() for n, p in patch.named_parameters()}
+    params = {patch_name(n): p.detach() for n, p in patch.named_parameters()}
     assert {n: list(p.shape) for n, p in params.items()} == LAYOUTS["layouts"][config["layout"]]
     assert len(params) == config["n_tensors"]
     assert sum(p.numel() for p in params.values()) == config["total_parameters"]

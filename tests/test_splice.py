@@ -15,14 +15,16 @@ from torch.testing import assert_close
 
 from pave.bases import _lmms
 from pave.bases.llava_onevision import LlavaOnevision
-from pave.checkpoint import official_patch_name, rename_patch
 from pave.data import expand, pad
 from pave.model import Pave
+from pave.official import patch_name, rename_patch
 from pave.types import IGNORE, VideoTokens
 
 SPLICE, PACKING = GOLDEN / "module/splice", GOLDEN / "module/packing"
 SPEC = read_json(SPLICE / "weights.json")
 WEIGHTS = load_file(SPLICE / "weights.safetensors")
+INPUTS = load_file(SPLICE / "inputs.safetensors")
+"""Equal in most cases, so stored once."""
 CASES = sorted(p.stem for p in SPLICE.glob("s*.json") if p.stem != "s01_gradients")
 """Those in which the patch is added; the original's legacy modes (concat, interleave) are not built here."""
 
@@ -84,7 +86,9 @@ def fake_model(case: dict[str, Any], data: dict[str, Tensor]) -> Pave:
 
 def splice(name: str) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor], Pave]:
     """Our embeddings, labels and mask of one stored case."""
-    case, data = read_json(SPLICE / f"{name}.json"), load_file(SPLICE / f"{name}.safetensors")
+    case = read_json(SPLICE / f"{name}.json")
+    shared = {key: x for key, x in INPUTS.items() if key in case["tensors"]}
+    data = {**shared, **load_file(SPLICE / f"{name}.safetensors")}
     model = fake_model(case, data)
     limit = case["config"]["tokenizer_model_max_length"] or 10**6
     ids = data["input_ids"]
@@ -135,7 +139,7 @@ def test_splice_gradients() -> None:
         "mm_projector.2.bias": hf.multi_modal_projector.linear_2.bias.grad,
     }
     for name, parameter in model.patches["side"].named_parameters():
-        got[f"temporal_aggregator.{official_patch_name(name)}"] = parameter.grad
+        got[f"temporal_aggregator.{patch_name(name)}"] = parameter.grad
     for key, want in stored.items():
         assert_close(got[key.removeprefix("grad/")], want, atol=1e-4, rtol=1e-4)
 

@@ -7,17 +7,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+import faults
 import pytest
 import torch
 from conftest import World
 from peft import PeftModel
 from tiny import make_config
 
-from pave import checkpoint, lora, train
+from pave import checkpoint, lora, mix, train
 from pave.bases import llava_onevision
 from pave.config import BaseConfig, Config, LoraConfig, PatchConfig
 from pave.data import Questions, collate
 from pave.model import Pave
+from pave.tasks import sideworld
 from pave.types import UserError
 
 PROJECTIONS = [f"self_attn.{p}_proj" for p in "qkvo"] + [f"mlp.{p}_proj" for p in ("gate", "up", "down")]
@@ -185,3 +187,57 @@ def test_checkpoint_of_another_base_is_refused(world: World, tmp_path: Path) -> 
     (tmp_path / "ckpt/pave.yaml").write_text(text.replace("width: 16", "width: 32"))
     with pytest.raises(UserError, match=r"has shape .* expected .* another base"):
         checkpoint.load(tmp_path / "ckpt")
+
+
+@pytest.mark.parametrize("whole_step", [True, False])
+def test_the_loss_is_the_mean_of_a_steps_label_tokens_or_of_micro_batches(
+    world: World, tmp_path: Path, whole_step: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sideworld, "target", faults.wordy)
+    config = make_config(*world, max_steps=1, average_tokens_across_devices=whole_step)
+    config = dataclasses.replace(config, lora=LoraConfig(r=2, dropout=0.0))
+    train.main(config, tmp_path)
+    model = checkpoint.create(config)
+    data = Questions(config, model.base, "train", with_answers=True)
+    order = list(mix.Order([len(data)], [len(data)], 42, lambda: 0))
+    with torch.no_grad():
+        parts = [model(**collate([data[i] for i in order[k : k + 2]], 0)) for k in (0, 2)]
+    tokens = [len(part["logits"]) for part in parts]
+    assert tokens[0] != tokens[1]
+    weights = [n / sum(tokens) for n in tokens] if whole_step else [0.5, 0.5]
+    expected = sum(weight * part["loss"].item() for weight, part in zip(weights, parts))
+    assert losses(tmp_path) == [pytest.approx(expected, abs=1e-5)]
+
+
+def test_a_save_over_an_older_one_takes_its_mark_away(world: World, tmp_path: Path) -> None:
+    config = make_config(*world)
+    model = checkpoint.create(config)
+    data = {"sideworld": Questions(config, model.base, "train", with_answers=True)}
+    trainer = train.PaveTrainer(config, model, train.training_arguments(config, tmp_path), data)
+    (tmp_path / "checkpoint-2").mkdir()
+    (tmp_path / "checkpoint-2/trainer_state.json").write_text("{}")
+    assert train.newest_checkpoint(tmp_path).endswith("checkpoint-2")
+    trainer.save_model(str(tmp_path / "checkpoint-2"))
+    with pytest.raises(UserError, match="no finished checkpoint"):
+        train.newest_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("how", ["int8", "nf4"])
+def test_a_quantized_base_trains(world: World, tmp_path: Path, how: str) -> None:
+    pytest.importorskip("bitsandbytes")
+    config = make_config(*world, max_steps=2)
+    config = dataclasses.replace(config, base=dataclasses.replace(config.base, quantize=how, dtype="bfloat16"))
+    model = checkpoint.create(config)
+    small = {"int8": torch.int8, "nf4": torch.uint8}[how]
+    assert model.base.lm.layers[0].mlp.up_proj.get_base_layer().weight.dtype == small
+    assert model.base.hf.model.vision_tower.dtype == model.base.head.weight.dtype == torch.bfloat16
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    train.main(config, tmp_path)
+    trained, _ = checkpoint.load(tmp_path / "final")
+    assert all(x.abs().max() > 0 for name, x in lora.state(trained.base.hf).items() if "lora_B" in name)
+
+
+def test_a_quantized_base_needs_its_package(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"base\.quantize=nf4: the package bitsandbytes is not installed"):
+        llava_onevision.load(str(world.base), quantize="nf4")

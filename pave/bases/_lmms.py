@@ -72,7 +72,7 @@ def config(text: dict[str, Any], vision: dict[str, Any]) -> LlavaOnevisionConfig
     )
 
 
-_TEXT_KEYS = [
+TEXT_KEYS = [
     "hidden_size",
     "intermediate_size",
     "num_hidden_layers",
@@ -86,11 +86,12 @@ _TEXT_KEYS = [
     "bos_token_id",
     "eos_token_id",
 ]
+VISION_KEYS = [*_SO400M, "image_size", "patch_size"]
 
 
 def lmms_config(folder: Path, raw: dict[str, Any], vision_heads: int | None) -> LlavaOnevisionConfig:
     """The transformers config of an lmms-lab folder; the tower's shapes come from its tensors."""
-    return config({k: raw[k] for k in _TEXT_KEYS if k in raw}, _tower_shapes(folder, raw, vision_heads))
+    return config({k: raw[k] for k in TEXT_KEYS if k in raw}, _tower_shapes(folder, raw, vision_heads))
 
 
 def _tower_shapes(folder: Path, raw: dict[str, Any], heads: int | None) -> dict[str, Any]:
@@ -120,12 +121,53 @@ def _tower_shapes(folder: Path, raw: dict[str, Any], heads: int | None) -> dict[
     }
 
 
+# From each spelling of the transformers names: in memory, in files of version 5, in files of the hub.
 _TO_LMMS = (
-    (r"^model\.vision_tower\.", "model.vision_tower.vision_tower.vision_model."),
-    (r"^model\.multi_modal_projector\.linear_1\.", "model.mm_projector.0."),
-    (r"^model\.multi_modal_projector\.linear_2\.", "model.mm_projector.2."),
-    (r"^model\.language_model\.", "model."),
+    (r"^(model\.)?vision_tower\.(vision_model\.)?", "model.vision_tower.vision_tower.vision_model."),
+    (r"^(model\.)?multi_modal_projector\.linear_1\.", "model.mm_projector.0."),
+    (r"^(model\.)?multi_modal_projector\.linear_2\.", "model.mm_projector.2."),
+    (r"^(model\.)?image_newline$", "model.image_newline"),
+    (r"^(model\.language_model|language_model\.model)\.", "model."),
+    (r"^language_model\.lm_head\.", "lm_head."),
 )
+_TO_HUB = (
+    (r"^model\.vision_tower\.vision_tower\.", "vision_tower."),
+    (r"^model\.mm_projector\.0\.", "multi_modal_projector.linear_1."),
+    (r"^model\.mm_projector\.2\.", "multi_modal_projector.linear_2."),
+    (r"^model\.image_newline$", "image_newline"),
+    (r"^(model\.(layers|embed_tokens|norm)|lm_head)\.", r"language_model.\1."),
+)
+
+
+def lmms_name(name: str) -> str:
+    """A transformers name of a tensor in the lmms-lab layout."""
+    return _rename(name, _TO_LMMS)
+
+
+def hub_name(name: str) -> str:
+    """An lmms-lab name of a tensor as the hub's transformers files have it, which every version reads."""
+    return _rename(name, _TO_HUB)
+
+
+def _rename(name: str, table: tuple[tuple[str, str], ...]) -> str:
+    for old, new in table:
+        renamed, found = re.subn(old, new, name)
+        if found:
+            return renamed
+    return name
+
+
+def settings(text: dict[str, Any], vision: dict[str, Any]) -> dict[str, Any]:
+    """config.json of a base in the lmms-lab layout; `vision_config` is our addition."""
+    return {
+        "architectures": ["LlavaQwenForCausalLM"],
+        "model_type": "llava",
+        **text,
+        "mm_newline_position": "grid",
+        "mm_patch_merge_type": "spatial_unpad",
+        "mm_spatial_pool_mode": "bilinear",
+        "vision_config": vision,
+    }
 
 
 def save(
@@ -136,35 +178,18 @@ def save(
     folder: Path,
     dtype: torch.dtype = torch.bfloat16,
 ) -> None:
-    """Write a base in the lmms-lab layout, with its tokenizer; `vision_config` is our addition to config.json."""
+    """Write a base in the lmms-lab layout, with its tokenizer."""
     state = hf.state_dict()
     if text["tie_word_embeddings"]:
         del state["lm_head.weight"]
-    tensors = {_lmms_name(name): x.detach().to(dtype).contiguous() for name, x in state.items()}
-    config_json = {
-        "architectures": ["LlavaQwenForCausalLM"],
-        "model_type": "llava",
-        **text,
-        "mm_newline_position": "grid",
-        "mm_patch_merge_type": "spatial_unpad",
-        "mm_spatial_pool_mode": "bilinear",
-        "vision_config": vision,
-    }
+    tensors = {lmms_name(name): x.detach().to(dtype).contiguous() for name, x in state.items()}
     ends = {"bos_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
     with atomic_folder(folder) as temporary:
         save_file(tensors, temporary / "model.safetensors")
-        (temporary / "config.json").write_text(json.dumps({**config_json, **ends}, indent=1))
+        (temporary / "config.json").write_text(json.dumps({**settings(text, vision), **ends}, indent=1))
         generation = {**ends, "pad_token_id": tokenizer.pad_token_id}
         (temporary / "generation_config.json").write_text(json.dumps(generation, indent=1))
         tokenizer.save_pretrained(temporary)
-
-
-def _lmms_name(name: str) -> str:
-    for ours, official in _TO_LMMS:
-        renamed, found = re.subn(ours, official, name)
-        if found:
-            return renamed
-    return name
 
 
 def build(text: dict[str, Any], vision: dict[str, Any]) -> LlavaOnevisionForConditionalGeneration:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,14 +17,19 @@ from transformers import (
     LlavaOnevisionForConditionalGeneration,
 )
 
-from pave.bases import _lmms, _qwen
+from pave.bases import _lmms, _quantize, _qwen
 from pave.bases._lmms import Newline, newline_for
+from pave.bases._quantize import Quantize
+from pave.io import hub
 from pave.types import UserError, VideoTokens
 
 Pool = Literal["bilinear", "average", "max"]
 
 LORA_TARGETS = r"model\.language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
 """All seven projections of every LLM layer, and nothing else (peft matches the full name)."""
+
+NOT_QUANTIZED = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
+"""The patch reads the tower; in the others there is little to save."""
 
 
 class LlavaOnevision(nn.Module):
@@ -125,6 +127,7 @@ def load(
     attention: str = "sdpa",
     vision_heads: int | None = None,
     trim_vocabulary: bool = True,
+    quantize: Quantize = "none",
     weights: bool = True,
 ) -> LlavaOnevision:
     """A base from an lmms-lab or HF folder, or a hub name. Raises UserError naming missing, extra, misshapen tensors.
@@ -134,7 +137,7 @@ def load(
     """
     if not weights and path in _lmms.PUBLISHED:
         return _skeleton(_lmms.config(*_lmms.PUBLISHED[path]), newline, pool or "bilinear")
-    folder = _folder(path)
+    folder = hub.folder(path, "a LLaVA-OneVision checkpoint", ["*.json", "*.safetensors", "*.txt"])
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: no config.json in it; expected a LLaVA-OneVision checkpoint")
     raw = json.loads((folder / "config.json").read_text())
@@ -149,6 +152,7 @@ def load(
         config=config,
         dtype=dtype,
         attn_implementation=attention,
+        quantization_config=_quantize.settings(quantize, dtype, NOT_QUANTIZED),
         key_mapping=_lmms.TO_HF if is_lmms else None,
         ignore_mismatched_sizes=True,  # they come back in `info` and end in our own error
         output_loading_info=True,
@@ -160,21 +164,6 @@ def load(
     if trim_vocabulary and len(tokenizer) != hf.get_input_embeddings().num_embeddings:
         hf.resize_token_embeddings(len(tokenizer))
     return LlavaOnevision(hf.eval(), tokenizer, newline, pool)
-
-
-def _folder(path: str) -> Path:
-    """A local folder, or the hub's copy of a name like org/name."""
-    if Path(path).is_dir():
-        return Path(path)
-    if path.count("/") != 1 or path.startswith((".", "/")):
-        raise UserError(f"{path}: no such folder; expected a LLaVA-OneVision checkpoint or a hub name like org/name")
-    try:
-        return Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "*.txt"]))
-    except (OSError, HfHubHTTPError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{path}: not a folder, and not to be had from the hub: {reason}; give a local folder"
-        ) from error
 
 
 def _skeleton(config: LlavaOnevisionConfig, newline: Newline, pool: Pool) -> LlavaOnevision:

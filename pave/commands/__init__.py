@@ -1,0 +1,49 @@
+"""The commands: a module for each kind. A command imports what it needs when it runs, and returns what to print."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Handler = Callable[[argparse.Namespace], str | None]
+
+
+class Help(argparse.HelpFormatter):
+    """Wide enough for one line an option."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32, width=100)
+
+
+def command(commands: Any, name: str, text: str, run: Handler) -> argparse.ArgumentParser:
+    """The parser of a new command."""
+    parser = commands.add_parser(name, help=text, description=text, formatter_class=Help)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """A config file with settings on top."""
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file, see configs/")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. train.learning_rate=1e-4")
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """A trained folder, its base and where to run."""
+    parser.add_argument(
+        "--ckpt", type=Path, required=True, metavar="DIR", help="a folder of `pave train`, or a released one"
+    )
+    parser.add_argument("--base", default=None, metavar="PATH", help="where the base is, if it moved")
+    parser.add_argument("--device", default=None, help="default: cuda if there is one")
+
+
+def pair(text: str) -> tuple[str, str]:
+    """SIDE=FILE, taken apart. Raises UserError."""
+    from pave.types import UserError
+
+    name, found, file = text.partition("=")
+    if not found:
+        raise UserError(f"'{text}': expected SIDE=FILE, for example audio=clip.safetensors")
+    return name, file

@@ -1,0 +1,169 @@
+"""`from pave import Pave`: a model with its config, from and to folders and the hub; its patches come and go."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HFValidationError, HTTPError
+
+from pave import checkpoint, live, model
+from pave import config as configs
+from pave.config import Config
+from pave.evaluate import load_model
+from pave.io.atomic import atomic_folder
+from pave.io.hub import folder as hub_folder
+from pave.types import UserError
+
+CARD_FILE = "README.md"
+SHOWN = (
+    *("learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size"),
+    *("gradient_accumulation_steps", "lr_scheduler_type", "warmup_steps", "max_grad_norm", "seed"),
+)
+"""Training settings that a model card tells."""
+
+
+class Pave(model.Pave):
+    """A model that knows its config."""
+
+    def __init__(self, loaded: model.Pave, config: Config) -> None:
+        super().__init__(loaded.base, dict(loaded.patches.items()))
+        self.patch_weights, self.loras, self.config = loaded.patch_weights, loaded.loras, config
+        self.train(loaded.training)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, overrides: Sequence[str] = (), device: str | None = None) -> Pave:
+        """A trained model from a folder, ours or a released one, or from the hub; `overrides` are `key=value`.
+
+        Raises UserError where there is no such folder, no way to the hub, or a tensor is missing or misshapen.
+        """
+        return cls(*load_model(_folder(source), None, overrides, device=device))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a folder of ours with a model card, whole or not at all."""
+        self._save(Path(folder), Path(folder).name)
+
+    def push_to_hub(self, repository: str, private: bool = False) -> str:
+        """Upload what `save_pretrained` writes to a repository, made if there is none. Returns its address.
+
+        Raises UserError without a way to the hub, a valid name or the right to write.
+        """
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "model"
+            self._save(folder, repository)
+            try:
+                api = HfApi()
+                api.create_repo(repository, private=private, exist_ok=True)
+                return str(api.upload_folder(repo_id=repository, folder_path=folder))
+            except (OSError, HTTPError, HFValidationError) as error:
+                reason = (str(error) or type(error).__name__).splitlines()[0]
+                raise UserError(f"{repository}: the hub refuses: {reason}; check name, login and network") from error
+
+    def _save(self, folder: Path, name: str) -> None:
+        with atomic_folder(folder) as temporary:
+            checkpoint.write(self, self.config, temporary)
+            (temporary / CARD_FILE).write_text(card(self, checkpoint.as_it_is(self, self.config), name))
+
+    def add(self, name: str, source: str | Path, overrides: Sequence[str] = ()) -> None:
+        """Put the patch and the LoRA of a folder of ours on this model as patch `name`; see `live.add`."""
+        self.config = live.add(self, self.config, name, _folder(source), overrides)
+
+    def remove(self, name: str) -> None:
+        """Take a patch off this model, and its LoRA with the last patch that it came with."""
+        self.config = live.remove(self, self.config, name)
+
+    def hotswap(self, source: str | Path, overrides: Sequence[str] = ()) -> None:
+        """Replace all patches and LoRAs by those of a folder of ours on the same base; see `live.hotswap`."""
+        self.config = live.hotswap(self, self.config, _folder(source), overrides)
+
+
+def _folder(source: str | Path) -> Path:
+    patterns = ["*.json", "*.safetensors", "*.yaml", "*.bin"]
+    return hub_folder(configs.resolve(str(source)), "a folder that `pave train` wrote", patterns)
+
+
+CARD = """---
+{metadata}---
+
+# {name}
+
+{summary}
+
+| patch | side-channel | token width | inner width, heads, layers | parameters | weight |
+|---|---|---|---|---|---|
+{patches}
+
+{lora}
+
+## Recipe
+
+Task `{task}`, {frames} frames a video, newline `{newline}`; features of {encoders}. Set apart from the published
+recipe of PAVE (arXiv 2503.19794): {recipe}. `pave.yaml` holds all settings.
+
+## Use
+
+```
+pave demo --ckpt {name} --video clip.mp4 --ask "What is heard?"{flags}
+```
+
+```python
+from pathlib import Path
+
+from pave import Pave
+from pave.demo import answer
+
+model = Pave.from_pretrained("{name}"{overrides})
+print(answer(model, model.config, Path("clip.mp4"), "What is heard?", {features}))
+```
+
+The command wants a local folder. The adapter files alone are a plain peft folder for the base.
+
+## Licence
+
+These tensors were trained on top of the base and on features of the encoders, whose licences apply to them; the
+published PAVE weights are for academic use only. Name the licence of your own here before you publish.
+"""
+
+
+def card(trained: model.Pave, config: Config, name: str) -> str:
+    """The model card of a folder, Markdown with metadata; `name` is the folder or the repository."""
+    base, sides = config.base, config.sides
+    public = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", base.path) is not None and not Path(base.path).exists()
+    channels = {patch: side.side or patch for patch, side in sides.items()}
+    metadata = {
+        "library_name": "pave",
+        "pipeline_tag": "video-text-to-text",
+        "tags": list(dict.fromkeys(["pave", "video", *channels.values(), *(["lora"] if config.lora.r else [])])),
+        **({"base_model": base.path} if public else {}),
+    }
+    rows = [
+        f"| {patch} | {channels[patch]} | {side.dim} | {side.width}, {side.heads}, {side.depth} "
+        f"| {sum(x.numel() for x in trained.patches[patch].parameters()):,} | {side.weight:g} |"
+        for patch, side in sides.items()
+    ]
+    files = {patch: f"{patch}.safetensors" for patch in sides}
+    said = {key: config.train[key] for key in SHOWN if key in config.train}
+    if config.patch_lr is not None:
+        said["patch_lr"] = config.patch_lr
+    where = f"`{base.path}`" if public else f"a `{base.name}` base that is not on the hub (give `base.path=FOLDER`)"
+    return CARD.format(
+        metadata=yaml.safe_dump(metadata, sort_keys=False),
+        name=name,
+        summary=f"Patches for {', '.join(dict.fromkeys(channels.values())) or 'no side-channel'} on {where}.",
+        patches="\n".join(rows),
+        lora=f"LoRA on the language model: rank {config.lora.r}, alpha {config.lora.alpha}."
+        if config.lora.r
+        else "No LoRA.",
+        task=config.data.task,
+        frames=base.frames,
+        newline=base.newline,
+        encoders=", ".join(f"`{Path(s.encoder).name}`" for s in sides.values() if s.encoder) or "the usual encoders",
+        recipe=", ".join(f"`{key}={value}`" for key, value in said.items()) or "nothing",
+        flags="".join(f" --features {patch}={file}" for patch, file in files.items()),
+        overrides="" if public else ', ["base.path=FOLDER"]',
+        features="{" + ", ".join(f'"{patch}": Path("{file}")' for patch, file in files.items()) + "}",
+    )

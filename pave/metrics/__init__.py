@@ -1,0 +1,1 @@
+"""Scores of answers; no torch."""

@@ -1,0 +1,55 @@
+"""Several processes: how they must be started, and parameters that are split over them made whole."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from torch import nn
+from torch.distributed.tensor import DTensor
+from transformers import TrainingArguments
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
+from pave.config import Config
+from pave.types import UserError
+
+
+def check_launcher(config: Config) -> None:
+    """Raises UserError for settings that one process without a launcher cannot do."""
+    for name in ("deepspeed", "fsdp"):
+        if config.train.get(name) and "RANK" not in os.environ:
+            raise UserError(f"train.{name}: needs torchrun, for one process too: PROCESSES=1 bash scripts/train.sh ...")
+
+
+def join(arguments: TrainingArguments) -> str:
+    """Join the other ranks and take this one's device, which loading the base relies on; says what there is.
+
+    Raises UserError for several GPUs in one process: its batches cannot be split.
+    """
+    device = arguments.device
+    if arguments.n_gpu > 1:
+        raise UserError(f"{arguments.n_gpu} GPUs but one process; start with scripts/train.sh, or hide all but one GPU")
+    return f"{arguments.world_size} process(es), this one on {device}"
+
+
+@contextmanager
+def whole(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """Inside, parameters that ZeRO-3 or FSDP2 split are whole on every rank, to be read. All ranks must come along."""
+    if is_deepspeed_zero3_enabled():
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(list(parameters.values())):
+            yield
+        return
+    split = {name: p for name, p in parameters.items() if isinstance(p, DTensor)}
+    for name, parameter in split.items():
+        _put(model, name, nn.Parameter(parameter.full_tensor().detach(), requires_grad=False))
+    yield
+    for name, parameter in split.items():
+        _put(model, name, parameter)
+
+
+def _put(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    owner, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(owner), leaf, parameter)

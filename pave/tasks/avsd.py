@@ -1,0 +1,101 @@
+"""AVSD: a dialog about a Charades video; what is the last answer? DSTC7's test, from the files of DSTC10.
+
+Below root, videos as <folder>/<video id>.mp4; the files, and one made-up record of each:
+
+    avsd_train.json, Charades_v1_480/
+    {"Q7ZZ1": {"data": [{"question": "is he alone ?", "answer": "yes he is ."}, ...], "caption": "...", ...}, ...}
+
+    mock_test_set4DSTC10-AVSD_from_DSTC7_singref.json (split test), ..._multiref.json (test_multiref),
+    Charades_vu17_test_480/
+    {"dialogs": [{"image_id": "Q7ZZ1", "dialog": [{"question": "is he alone ?", "answer": "yes he is ."}, ...]}, ...]}
+
+The last answer of a multiref dialog is a list of six. The release scores single references: CIDEr against six is
+another number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pave.metrics import captions
+from pave.metrics.match import counts
+from pave.tasks import _read
+from pave.types import Prediction, Question
+
+FILES = {
+    "train": "avsd_train.json",
+    "test": "mock_test_set4DSTC10-AVSD_from_DSTC7_singref.json",
+    "test_multiref": "mock_test_set4DSTC10-AVSD_from_DSTC7_multiref.json",
+}
+CHUNK = 5
+"""Rounds of a dialog that are learnt as one conversation."""
+HIDDEN = "__UNDISCLOSED__"
+"""In the place of the answer, in files for a blind test."""
+
+
+def load(split: str, root: Path) -> list[Question]:
+    """The dialogs of a split, cut into conversations of five rounds for training. Raises UserError."""
+    file = _read.annotation("avsd", split, FILES, root)
+    unpack, make = (_by_video, _conversations) if split == "train" else (_dialogs, _last_round)
+    return _read.numbered(_read.questions(file, unpack, make))
+
+
+def _by_video(data: Any) -> list[tuple[str, Any]]:
+    if not isinstance(data, dict):
+        raise ValueError("expected an object of dialogs by video")
+    return list(data.items())
+
+
+def _dialogs(data: Any) -> list[Any]:
+    return _read.field(data, "dialogs", list)
+
+
+def _conversations(record: tuple[str, Any]) -> Iterable[Question]:
+    video, dialog = record
+    rounds = [_round(raw) for raw in _read.field(dialog, "data", list)]
+    # Quirk: rounds beyond the last whole five are not learnt, and no conversation knows those before it.
+    for chunk in range(len(rounds) // CHUNK):
+        *history, (question, answer) = rounds[chunk * CHUNK : (chunk + 1) * CHUNK]
+        yield Question(f"{video}_{chunk}", f"Charades_v1_480/{video}.mp4", question, (answer,), history=tuple(history))
+
+
+def _last_round(record: Any) -> Iterable[Question]:
+    video = _read.field(record, "image_id", str)
+    rounds = _read.field(record, "dialog", list)
+    if not rounds:
+        raise ValueError("has an empty dialog")
+    last = rounds[-1]
+    many = isinstance(last, dict) and isinstance(last.get("answer"), list)
+    answers = _read.texts(last, "answer") if many else (_read.field(last, "answer", str),)
+    if HIDDEN in answers:
+        raise ValueError(f"has the answer {HIDDEN}: this is a file without answers")
+    history = tuple(_round(raw) for raw in rounds[:-1])
+    video_file = f"Charades_vu17_test_480/{video}.mp4"
+    yield Question(video, video_file, _read.field(last, "question", str), answers, history=history)
+
+
+def _round(raw: Any) -> tuple[str, str]:
+    return _read.field(raw, "question", str), _read.field(raw, "answer", str)
+
+
+def prompt(question: Question) -> str:
+    """The last question as it stands; the rounds before it are turns of the conversation."""
+    return question.text
+
+
+def target(question: Question) -> str:
+    """The last answer; the answers of earlier rounds are learnt as well, as turns."""
+    return question.answers[0]
+
+
+def score(pairs: Iterable[tuple[Question, Prediction | None]]) -> dict[str, float]:
+    """Caption metrics as fractions (papers print 100 times them); no answer is an empty caption."""
+    answered = [(q.answers, None if p is None else p.text) for q, p in pairs]
+    return {**captions.score(answered), **counts([text for _, text in answered])}
+
+
+def chance(questions: Sequence[Question]) -> dict[str, float]:
+    """There is no such thing for free text."""
+    return {}

@@ -1,0 +1,118 @@
+"""Music-AVQA: short answers about music videos.
+
+Below root, as in the authors' repository: json_update/avqa-{train,val,test}.json, corrected (splits train, val, test),
+or json/avqa-{train,val,test}.json, as first published (train_original, val_original, test_original); videos in
+MUSIC-AVQA-videos-Real (ids that start with a digit) and MUCIS-AVQA-videos-Synthetic. One made-up record:
+
+    {"video_id": "00009999", "question_id": 7, "type": "[\\"Audio-Visual\\", \\"Location\\"]",
+     "question_content": "Where is the <LR> <Object>?", "templ_values": "[\\"first\\", \\"violin\\"]",
+     "question_deleted": 0, "anser": "left"}
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pave.metrics.match import counts, plain, share
+from pave.tasks import _read
+from pave.types import Prediction, Question
+
+PARTS = ("train", "val", "test")
+FILES = {part: f"json_update/avqa-{part}.json" for part in PARTS} | {
+    f"{part}_original": f"json/avqa-{part}.json" for part in PARTS
+}
+TYPES = {
+    "Audio": ("Counting", "Comparative"),
+    "Visual": ("Counting", "Location"),
+    "Audio-Visual": ("Existential", "Counting", "Location", "Comparative", "Temporal"),
+}
+"""The question types of each modality; others do not count for their modality."""
+
+
+def load(split: str, root: Path) -> list[Question]:
+    """All questions of a split; the group is `modality type`, as `Audio Counting`. Raises UserError."""
+    file = _read.annotation("music_avqa", split, FILES, root)
+    make = _twice_if_heard if split.startswith("train") else _question
+    return _read.numbered(_read.questions(file, _read.rows, make))
+
+
+def _question(raw: Any) -> list[Question]:
+    video = _read.field(raw, "video_id", str)
+    folder = "MUSIC-AVQA-videos-Real" if video[:1].isdecimal() else "MUCIS-AVQA-videos-Synthetic"
+    return [
+        Question(
+            qid=_read.ident(raw, "question_id"),
+            video=f"{folder}/{video}.mp4",
+            text=fill(_read.field(raw, "question_content", str), _texts(raw, "templ_values")),
+            answers=(_read.field(raw, "anser", str),),
+            group=" ".join(_texts(raw, "type")),
+        )
+    ]
+
+
+def _twice_if_heard(raw: Any) -> list[Question]:
+    """As released: what asks for the sound, alone or with the picture, is learnt twice in an epoch."""
+    found = _question(raw)
+    return found * 2 if found[0].group.startswith("Audio") else found
+
+
+def fill(text: str, values: Sequence[str]) -> str:
+    """A question with each <...> replaced by the next value. Raises ValueError where their numbers differ."""
+    places = re.findall("<.*?>", text)
+    if len(places) != len(values):
+        raise ValueError(f"has {len(places)} places in '{text}' for {len(values)} values")
+    for place, value in zip(places, values):
+        text = text.replace(place, value, 1)
+    return text
+
+
+def _texts(raw: Any, name: str) -> list[str]:
+    """A list of texts, which the files hold as a text of JSON."""
+    text = _read.field(raw, name, str)
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError:
+        found = None
+    if not isinstance(found, list) or not all(isinstance(value, str) for value in found):
+        raise ValueError(f"has {text!r:.60} as '{name}', expected texts as JSON")
+    return found
+
+
+def prompt(question: Question) -> str:
+    """The question as it stands."""
+    return question.text
+
+
+def target(question: Question) -> str:
+    """The answer."""
+    return question.answers[0]
+
+
+def score(pairs: Iterable[tuple[Question, Prediction | None]]) -> dict[str, float]:
+    """Accuracy over all questions, by modality and by type as published, and `strict`, where the texts are equal.
+
+    A question without a prediction is wrong, and counted as missing.
+    """
+    pairs = list(pairs)
+    said = [None if p is None else p.text for _, p in pairs]
+    gold = [q.answers[0] for q, _ in pairs]
+    groups = [q.group for q, _ in pairs]
+    modality = {f"{name} {kind}": name for name, kinds in TYPES.items() for kind in kinds}
+    # Quirk: right is what has the answer anywhere in it, so `nothing` is right for `no`.
+    right = [text is not None and answer.lower() in text.lower() for text, answer in zip(said, gold)]
+    strict = [text is not None and plain(text) == plain(answer) for text, answer in zip(said, gold)]
+    return {
+        **share("accuracy", right, [modality.get(group, "") for group in groups]),
+        **share("accuracy", right, groups),
+        **share("strict", strict),
+        **counts(said),
+    }
+
+
+def chance(questions: Sequence[Question]) -> dict[str, float]:
+    """There is no such thing for free text."""
+    return {}

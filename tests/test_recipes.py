@@ -1,0 +1,252 @@
+"""The published recipes: configs hold the published numbers, count as many parameters, and are what the scripts run."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from conftest import World
+from safetensors.torch import load_file
+from tiny import make_config
+
+from pave import checkpoint, cli, config, plug, train
+from pave.config import Config
+
+ROOT = Path(__file__).parent.parent
+BASE = "lmms-lab/llava-onevision-qwen2-{}-ov"
+LORA = {"0.5b": 35_192_832, "7b": 161_480_704}
+# v stands in every checkpoint and is never used: 512 * 512 + 512 of each layer.
+UNUSED = 262_656
+
+
+class Recipe(NamedTuple):
+    """A row of the published table."""
+
+    task: str
+    split: str
+    sides: tuple[str, ...]
+    batch: int
+    accumulation: int
+    epochs: int
+    patch: dict[str, int]
+    """Parameters by size of the base."""
+    published: tuple[str, ...]
+    depth: int = 2
+    rope: bool = False
+
+
+PATCH = {"0.5b": 6_235_776, "7b": 8_996_352}
+RECIPES = {
+    "avsd": Recipe("avsd", "test", ("audio",), 4, 4, 1, PATCH, ("134.5", "152.9")),
+    "avqa": Recipe("avqa", "val", ("audio",), 4, 4, 2, PATCH, ("90.4", "93.8")),
+    "music_avqa": Recipe(
+        *("music_avqa", "test", ("audio",), 4, 4, 2, {"0.5b": 8_073_344, "7b": 10_833_920}),
+        published=("77.3", "89.8", "74.1", "78.8", "79.7", "93.0", "78.0", "82.3"),
+        depth=3,
+    ),
+    "scanqa": Recipe("scanqa", "val", ("scene3d",), 4, 4, 1, PATCH, ("84.2", "40.0", "103.4", "48.5")),
+    "sqa3d": Recipe("sqa3d", "test", ("scene3d",), 4, 8, 2, PATCH, ("51.1", "52.8", "59.0", "61.4")),
+    "egoexo4d_dp": Recipe(
+        *("egoexo", "val", ("exo",), 2, 16, 2, {"0.5b": 6_301_312, "7b": 9_061_888}), published=("32.4", "44.2")
+    ),
+    "enhanced_video": Recipe(
+        *("llava_video", "test", ("dense",), 2, 8, 1, PATCH),
+        published=("57.8", "42.7", "37.4", "46.0", "71.1", "59.4", "49.2", "59.9", "46.6", "58.0", "51.6", "67.0"),
+        rope=True,
+    ),
+    "multiple_side_channels": Recipe(
+        *("avsd", "test", ("dense", "audio"), 2, 8, 2, {"7b": 8_996_352}), published=("160.0",)
+    ),
+}
+SINGLE = [name for name in RECIPES if name != "multiple_side_channels"]
+
+
+def file_of(name: str) -> Path:
+    return ROOT / f"configs/{name}.yaml"
+
+
+def header(name: str) -> list[str]:
+    return [line[1:].strip() for line in file_of(name).read_text().splitlines() if line.startswith("#")]
+
+
+def on_7b(name: str) -> Config:
+    """With the overrides that the header gives for 7B."""
+    line = next(line for line in header(name) if "7B column" in line)
+    return config.load(file_of(name), re.split("  +", line.removeprefix("... "))[0].split())
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_numbers_are_the_published_ones(name: str, tmp_path: Path) -> None:
+    recipe, resolved = RECIPES[name], config.load(file_of(name))
+    assert (resolved.data.task, resolved.data.eval_split) == (recipe.task, recipe.split)
+    assert resolved.data.mask == "release"
+    assert (resolved.base.frames, resolved.base.newline, resolved.base.dtype) == (32, "grid", "bfloat16")
+    assert (resolved.lora.r, resolved.lora.alpha, resolved.lora.dropout) == (64, 16, 0.05)
+    assert resolved.patch_lr is None
+    assert tuple(resolved.sides) == recipe.sides
+    for side, patch in resolved.sides.items():
+        assert patch.dim == plug.load("sides", side).DIM
+        assert (patch.width, patch.side_width, patch.heads, patch.depth) == (512, 512, 4, recipe.depth)
+        assert patch.rope == recipe.rope
+        assert (patch.conv_blocks, patch.queries, patch.values, patch.neighborhood) == ([], [], "key", "chunks")
+        assert patch.features == f"features/{side}"
+    arguments = train.training_arguments(resolved, tmp_path)
+    assert arguments.per_device_train_batch_size == recipe.batch
+    assert arguments.gradient_accumulation_steps == recipe.accumulation
+    assert (arguments.num_train_epochs, arguments.max_steps) == (recipe.epochs, -1)
+    assert (arguments.learning_rate, arguments.lr_scheduler_type, arguments.warmup_steps) == (2e-5, "cosine", 0.03)
+    assert (arguments.weight_decay, arguments.max_grad_norm, arguments.seed) == (0, 0.1, 42)
+    assert (arguments.save_steps, arguments.gradient_checkpointing) == (2000, True)
+    assert arguments.optim.startswith("adamw")
+
+
+@pytest.mark.parametrize(("name", "size"), [(name, size) for name, recipe in RECIPES.items() for size in recipe.patch])
+def test_it_trains_as_many_parameters_as_published(name: str, size: str) -> None:
+    """`v` of each layer is in the published count, frozen here."""
+    recipe = RECIPES[name]
+    resolved = config.load(file_of(name)) if resolved_size(name) == size else on_7b(name)
+    assert resolved.base.path == BASE.format(size)
+    model = checkpoint.create(resolved, weights=False)
+    counts = dict.fromkeys(("LoRA", *recipe.sides), (0, 0))
+    for parameter_name, parameter in model.named_parameters():
+        part = train.part_of(parameter_name).removeprefix("patch ")
+        n, trained = parameter.numel(), parameter.numel() * parameter.requires_grad
+        assert part in counts or not trained, parameter_name
+        if part in counts:
+            counts[part] = (counts[part][0] + n, counts[part][1] + trained)
+    assert counts.pop("LoRA") == (LORA[size], LORA[size])
+    for side, (total, trained) in counts.items():
+        assert total == recipe.patch[size]
+        assert trained == (total - UNUSED * recipe.depth if resolved.sides[side].train else 0)
+
+
+def resolved_size(name: str) -> str:
+    return next(iter(RECIPES[name].patch))
+
+
+def test_only_the_small_video_patch_has_rope_on() -> None:
+    assert [name for name in RECIPES if any(side.rope for side in config.load(file_of(name)).sides.values())] == [
+        "enhanced_video"
+    ]
+    assert not any(side.rope for name in SINGLE for side in on_7b(name).sides.values())
+
+
+def test_the_second_patch_starts_from_the_first_recipe() -> None:
+    """One folder gives the dense patch, which stays, and the LoRA, which trains further."""
+    resolved = config.load(file_of("multiple_side_channels"), ["lora.init=somewhere"])
+    dense, audio = resolved.sides["dense"], resolved.sides["audio"]
+    assert (dense.init, resolved.lora.init) == ("somewhere", "somewhere")
+    assert (dense.train, audio.train, resolved.lora.train, audio.init) == (False, True, True, "")
+    trained = on_7b("enhanced_video").sides["dense"]
+    assert dataclasses.replace(dense, init="", train=True) == trained
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_show_needs_no_weights(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["show", str(file_of(name))]) == 0
+    shown = capsys.readouterr().out
+    for side in RECIPES[name].sides:
+        assert f"patch {side}" in shown
+    assert f"{LORA[resolved_size(name)]:,}" in shown
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_header_says_what_there_is_to_know(name: str) -> None:
+    """Commands that parse, overrides that resolve, the published numbers, the hardware, the script."""
+    lines = header(name)
+    text = " ".join(lines)
+    assert "Hardware:" in text
+    assert f"scripts/recipes/{name}.sh" in text
+    for number in RECIPES[name].published:
+        assert re.search(rf"(?<![\d.]){re.escape(number)}(?![\d])", text), number
+    steps = RECIPES[name].batch * RECIPES[name].accumulation * 8
+    assert f"{steps} samples a step" in text
+    for line in lines:
+        words = shlex.split(re.split("  +", line)[0]) if line.startswith(("pave ", "... ")) else []
+        if words[:1] == ["pave"]:
+            arguments = cli._parse(words[1:])
+            assert str(arguments.config if words[1] == "train" else arguments.ckpt) == f"configs/{name}.yaml"
+            config.load(file_of(name), arguments.overrides)
+        elif words:
+            config.load(file_of(name), words[1:])
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_what_the_paper_compares_with_is_one_override(name: str) -> None:
+    """Video alone has LoRA and no patch; learnable queries replace the map of the video's own."""
+    (side,) = RECIPES[name].sides
+    lines = [re.split("  +", line.removeprefix("... "))[0] for line in header(name) if line.startswith("... ")]
+    alone, queries, _ = (config.load(file_of(name), shlex.split(line)) for line in lines)
+    model = checkpoint.create(alone, weights=False)
+    assert not model.patches
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == LORA["0.5b"]
+    patch = checkpoint.create(queries, weights=False).patches[side]
+    assert patch.queries.shape == (32, 196, 512)
+    assert patch.query_in is None
+
+
+@pytest.mark.parametrize("variant", ["alone", "queries"])
+def test_the_variants_train(variant: str, world: World, tmp_path: Path) -> None:
+    """On the tiny base: LoRA without a patch learns too, although nothing in its embeddings asks for a gradient."""
+    resolved = make_config(world.base, world.data, max_steps=2, gradient_checkpointing=True)
+    side = dataclasses.replace(resolved.sides["audio"], queries=[4, 1])
+    resolved = dataclasses.replace(resolved, sides={} if variant == "alone" else {"audio": side})
+    train.main(resolved, tmp_path)
+    up = [x for name, x in load_file(tmp_path / "final/adapter_model.safetensors").items() if "lora_B" in name]
+    assert up
+    assert all(x.abs().max() > 0 for x in up)
+    patch = load_file(tmp_path / "final/patch.safetensors")
+    assert bool(patch) == (variant == "queries")
+    assert not patch or patch["audio.out_norm.weight"].abs().max() > 0
+
+
+def test_zero_shot_needs_a_config_and_no_checkpoint(world: World, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(config.dump(make_config(world.base, world.data)))
+    words = f"eval --ckpt {tmp_path}/run.yaml --base-only --out {tmp_path}/out --workers 0 --max-new-tokens 2"
+    assert cli.main(words.split()) == 0
+    assert (tmp_path / "out/metrics.json").is_file()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_script_trains_its_config_and_scores_it(name: str, tmp_path: Path) -> None:
+    """With programs that only write down how they were called."""
+    shutil.copytree(ROOT / "scripts/recipes", tmp_path / "scripts/recipes")
+    (tmp_path / "scripts/setup.sh").write_text("")
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    for program in ("torchrun", "pave"):
+        stub = tmp_path / ".venv/bin" / program
+        stub.write_text('#!/bin/sh\necho "$(basename "$0") $*" >>calls\n')
+        stub.chmod(0o755)
+    script = tmp_path / f"scripts/recipes/{name}.sh"
+    assert os.access(script, os.X_OK)
+    subprocess.run(["bash", script, "DATA", "OUT", "train.seed=1", "--resume"], check=True, cwd="/")
+    calls = [call.split() for call in (tmp_path / "calls").read_text().splitlines()]
+    launcher, call = " ".join(calls[0]).split(" -m pave.cli ")
+    assert launcher == "torchrun --standalone --nproc-per-node gpu"
+    arguments = cli._parse(call.split())
+    assert (str(arguments.config), str(arguments.out), arguments.resume) == (f"configs/{name}.yaml", "OUT", True)
+    resolved = config.load(ROOT / arguments.config, arguments.overrides)
+    assert resolved.data.root == "DATA"
+    assert resolved.train["seed"] == 1
+    assert (ROOT / resolved.train["deepspeed"]).is_file()
+    if name == "enhanced_video":
+        assert len(calls) == 1
+    else:
+        scored = cli._parse(calls[1][1:])
+        assert (str(scored.ckpt), scored.max_new_tokens) == ("OUT/final", 1024)
+        assert scored.overrides == ["base.dtype=float16"]
+    missing = subprocess.run(["bash", script, "DATA"], capture_output=True, text=True, check=False)
+    assert missing.returncode != 0
+    assert "folder for checkpoints" in missing.stderr
+
+
+def test_every_recipe_has_a_script_and_no_script_is_left_over() -> None:
+    assert {file.stem for file in (ROOT / "scripts/recipes").iterdir()} == {*RECIPES, "common"}
+    assert all(file_of(name).is_file() for name in RECIPES)
