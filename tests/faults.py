@@ -1,0 +1,180 @@
+"""Training with faults on demand, in processes of its own; test_distributed.py and test_kill.py start it.
+
+python [-m torch.distributed.run ...] tests/faults.py FAULT RUN.yaml OUT [key=value ...] [-- FAULT RUN.yaml OUT ...]
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerState
+
+from pave import checkpoint, config, train
+from pave.tasks import sideworld
+from pave.types import Question, UserError
+
+OPTIONS = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
+
+
+def launch(*runs: list[str], processes: int = 0) -> subprocess.CompletedProcess[str]:
+    """Do these runs, one after the other, in one process or in so many ranks."""
+    arguments = [text for run in runs for text in ("--", *run)][1:]
+    how = [*TORCHRUN, str(processes)] if processes else []
+    return subprocess.run(
+        [sys.executable, *how, __file__, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={**os.environ, **OPTIONS},
+    )
+
+
+def wordy(question: Question) -> str:
+    """Answers of one to four words, so that ranks and micro-batches hold different numbers of label tokens."""
+    return " ".join(question.answers * (1 + len(question.text) % 4))
+
+
+def plain(run: str, out: str, *overrides: str) -> None:
+    """As `pave train`."""
+    train.main(settings(run, overrides), Path(out))
+
+
+def interrupted(run: str, out: str, *overrides: str) -> None:
+    """The whole run, then the same with a stop in its ninth micro-step, resumed."""
+    plain(run, f"{out}/whole", *overrides)
+    step = train.PaveTrainer.training_step
+    at_micro_step(9, interrupt)
+    try:
+        plain(run, f"{out}/stopped", *overrides)
+    except KeyboardInterrupt:
+        train.PaveTrainer.training_step = step
+    train.main(settings(run, overrides), Path(out, "stopped"), resume=True)
+
+
+def refused(run: str, out: str, *overrides: str) -> None:
+    """A run that cannot be; its error goes into the file OUT."""
+    try:
+        train.main(config.load(run, overrides), Path(out).parent)
+    except UserError as error:
+        Path(out).write_text(str(error))
+
+
+def dead(run: str, out: str, *overrides: str) -> None:
+    """Rank 1 dies."""
+    at_micro_step(5, die)
+    plain(run, out, *overrides)
+
+
+def killed(run: str, out: str, *overrides: str) -> None:
+    """For each point of a save a run that is killed there, into OUT/POINT."""
+    for point in POINTS:
+        # Forked before torch has done anything, which spares the imports.
+        child = os.fork()
+        if child == 0:
+            stop_at(point, Path(out, point))
+            plain(run, f"{out}/{point}", *overrides)
+            os._exit(0)
+        while not Path(out, point, "now").exists():
+            if os.waitpid(child, os.WNOHANG) != (0, 0):
+                raise SystemExit(f"{point}: the run ended by itself")
+            time.sleep(0.05)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def settings(run: str, overrides: tuple[str, ...]) -> config.Config:
+    """The config of a run; prepares what CPU ranks need."""
+    sideworld.target = wordy
+    loaded = config.load(run, overrides)
+    if "zero3" in loaded.train.get("deepspeed", ""):
+        import deepspeed
+
+        # On GPUs the Trainer does this.
+        deepspeed.init_distributed("gloo", auto_mpi_discovery=False)
+    if "fsdp" in loaded.train:
+        fsdp_on_cpu()
+    return loaded
+
+
+def fsdp_on_cpu() -> None:
+    """Let accelerate take CPU ranks for GPU ranks: it shards over no others."""
+    from accelerate import DistributedType, PartialState
+
+    start = PartialState.__init__
+
+    def as_gpus(self: PartialState, *arguments: Any, **options: Any) -> None:
+        start(self, *arguments, **options)
+        if self.distributed_type == DistributedType.MULTI_CPU:
+            self.distributed_type = DistributedType.MULTI_GPU
+
+    PartialState.__init__ = as_gpus
+
+
+def at_micro_step(number: int, fault: Callable[[], None]) -> None:
+    """Let a fault happen when so many micro-batches are done."""
+    step, calls = train.PaveTrainer.training_step, itertools.count()
+
+    def faulty(self: train.PaveTrainer, *arguments: Any) -> Any:
+        if next(calls) == number:
+            fault()
+        return step(self, *arguments)
+
+    train.PaveTrainer.training_step = faulty
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def die() -> None:
+    if os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+POINTS = ("patch", "optimizer", "state", "final")
+
+
+def stop_at(point: str, out: Path) -> None:
+    """Stand still in the middle of the second save, or of the last, when `point` is half written."""
+    write, save, rng = checkpoint.write, TrainerState.save_to_json, train.PaveTrainer._save_rng_state
+
+    def half(file: Path) -> None:
+        os.truncate(file, file.stat().st_size // 2)
+        (out / "now").touch()
+        time.sleep(600)
+
+    def patch(model: Any, run: config.Config, folder: Path) -> None:
+        write(model, run, folder)
+        if folder.name.startswith({"patch": "checkpoint-4", "final": ".final"}.get(point, "never")):
+            half(folder / checkpoint.PATCH_FILE)
+
+    def optimizer(self: train.PaveTrainer, folder: str) -> None:
+        if point == "optimizer" and Path(folder).name == "checkpoint-4":
+            half(Path(folder, "optimizer.pt"))
+        rng(self, folder)
+
+    def state(self: TrainerState, file: str) -> None:
+        save(self, file)
+        if point == "state" and Path(file).parent.name == "checkpoint-4":
+            half(Path(file))
+
+    checkpoint.write, TrainerState.save_to_json, train.PaveTrainer._save_rng_state = patch, state, optimizer
+
+
+FAULTS = {"plain": plain, "interrupted": interrupted, "dead": dead, "refused": refused, "killed": killed}
+
+if __name__ == "__main__":
+    for last, group in itertools.groupby(sys.argv[1:], lambda text: text == "--"):
+        if not last:
+            fault, *rest = group
+            FAULTS[fault](*rest)
