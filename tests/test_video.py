@@ -256,7 +256,7 @@ def test_faults_are_one_line_that_names_the_file(message: str, make: Callable[[P
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.avi", "a.webm"])
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.avi", "a.webm", "a.flv"])
 def test_a_whole_file_is_as_long_as_it_states(name: str, tmp_path: Path) -> None:
     path = write_clip(tmp_path / name, codec="libvpx" if name.endswith("webm") else "libx264")
     assert 0 < stated_size(path) <= path.stat().st_size

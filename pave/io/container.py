@@ -48,7 +48,7 @@ def first(streams: tuple[S, ...], path: Path, kind: str) -> S:
 
 
 def stated_size(path: Path) -> int:
-    """Bytes a file must have by its outermost sizes (MP4 boxes, RIFF, Matroska); 0 where its format states none."""
+    """Bytes a file must have by its outermost sizes (MP4 boxes, RIFF, Matroska, FLV); 0 where its format states none."""
     with path.open("rb") as file:
         head = file.read(12)
         if head[:4] == b"RIFF":
@@ -56,6 +56,8 @@ def stated_size(path: Path) -> int:
             return 0 if size == 0xFFFFFFFF else size + 8
         if head[:4] == b"\x1a\x45\xdf\xa3":
             return _matroska_size(file)
+        if head[:3] == b"FLV":
+            return _flash_size(file)
         return _boxes_size(file) if head[4:8] in BOXES else 0
 
 
@@ -85,6 +87,14 @@ def _matroska_size(file: BinaryIO) -> int:
         return 0
     size = _variable_int(file)
     return 0 if size is None else file.tell() + size
+
+
+def _flash_size(file: BinaryIO) -> int:
+    """The number `filesize` of the first tag; without it, as in a live stream, 0."""
+    file.seek(0)
+    name = b"\0\x08filesize\0"  # length of the name, name, type of a number
+    _, found, rest = file.read(4096).partition(name)
+    return int(struct.unpack(">d", rest[:8])[0]) if found and len(rest) >= 8 else 0
 
 
 def _variable_int(file: BinaryIO) -> int | None:
