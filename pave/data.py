@@ -49,8 +49,13 @@ def pad(rows: Sequence[Sequence[int]], value: int, left: bool = False) -> Tensor
     return torch.tensor(padded)
 
 
-def collate(samples: Sequence[Sample], pad_id: int, left: bool = False) -> dict[str, Any]:
-    """A batch for Pave.forward; pad at the left for generation."""
+def collate(
+    samples: Sequence[Sample], pad_id: int, left: bool = False, widths: Mapping[str, int] | None = None
+) -> dict[str, Any]:
+    """A batch for Pave.forward; pad at the left for generation.
+
+    `widths` names the side-channels that are in the batch even where no sample has them, with no valid step.
+    """
     ids = pad([s.ids for s in samples], pad_id, left)
     batch: dict[str, Any] = {
         "ids": ids,
@@ -64,6 +69,9 @@ def collate(samples: Sequence[Sample], pad_id: int, left: bool = False) -> dict[
         # In joint training a sample knows the side-channels of its own task only.
         names = dict.fromkeys(name for s in videos for name in s.sides)
         batch["sides"] = {name: side for name in names if (side := _stack([s.sides.get(name) for s in videos]))}
+        for name, width in (widths or {}).items():
+            nothing = {"x": torch.zeros(len(videos), 1, 1, width), "steps": [0] * len(videos), "seconds": None}
+            batch["sides"].setdefault(name, nothing)
     return batch
 
 

@@ -162,11 +162,14 @@ class PaveTrainer(Trainer):
         self.pave_config, self.pave_model, self.parts = config, model, parts
         self.counts = mix.shares(config, [len(part) for part in parts.values()])
         optimizer, settings = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
+        # Ranks that share parameters must all run a patch that one of them runs.
+        together = config.data.mix and (arguments.deepspeed or arguments.fsdp)
+        widths = {name: side.dim for name, side in config.sides.items()} if together else None
         super().__init__(
             model=model,
             args=arguments,
             train_dataset=ConcatDataset(parts.values()),
-            data_collator=functools.partial(collate, pad_id=model.base.tokenizer.pad_token_id),
+            data_collator=functools.partial(collate, pad_id=model.base.tokenizer.pad_token_id, widths=widths),
             optimizer_cls_and_kwargs=(optimizer, {**settings, "params": parameter_groups(config, model, arguments)}),
         )
         if arguments.fsdp and not self.is_fsdp_enabled:

@@ -1,0 +1,142 @@
+"""Two processes on a CPU: the same losses as one with twice the batch, exact resume, and what a lost rank does."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import time
+from pathlib import Path
+
+import faults
+import pytest
+import torch
+from conftest import World
+from safetensors.torch import load_file
+from test_train import losses
+from tiny import SIDE_DIM, make_config, make_data
+
+from pave import config, train
+from pave.config import Config, LoraConfig, PatchConfig, TaskConfig
+from pave.tasks import sideworld
+from pave.types import UserError
+
+ROOT = Path(__file__).parent.parent
+NO_DEEPSPEED = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs deepspeed")
+FILES = ("patch.safetensors", "adapter_model.safetensors")
+
+
+def make_run(world: World) -> Config:
+    """Eight steps of three epochs, without what no two numbers of processes share: dropout, means of micro-batches."""
+    run = make_config(*world, max_steps=8, average_tokens_across_devices=True)
+    return dataclasses.replace(run, lora=LoraConfig(r=2, alpha=4, dropout=0.0))
+
+
+def make_joint_run(world: World, folder: Path) -> Config:
+    """Two tasks, each with a patch of its own, so that most micro-batches lack a side-channel."""
+    run = make_run(world)
+    audio = run.sides["audio"]
+    near = TaskConfig(task="sideworld", sides=["audio"])
+    far = TaskConfig(task="sideworld", root=str(make_data(folder / "far", 8, 1)), sides=["echo"])
+    mixed = dataclasses.replace(run.data, mix={"near": near, "far": far}, temperature=2.0)
+    echo = PatchConfig(side="audio", dim=SIDE_DIM, width=16, side_width=16, features=audio.features)
+    return dataclasses.replace(run, sides={"audio": audio, "echo": echo}, data=mixed)
+
+
+def alone(run: Config, out: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """One process with twice the batch."""
+    monkeypatch.setattr(sideworld, "target", faults.wordy)
+    train.main(dataclasses.replace(run, train={**run.train, "per_device_train_batch_size": 4}), out)
+    return out
+
+
+def check_equal(one: Path, two: Path) -> None:
+    """Losses to 1e-5, and the trained weights."""
+    assert losses(two) == pytest.approx(losses(one), abs=1e-5)
+    for file in FILES:
+        a, b = load_file(one / "final" / file), load_file(two / "final" / file)
+        assert a.keys() == b.keys()
+        assert max((a[name] - b[name]).abs().max().item() for name in a) < 1e-5
+
+
+def check_resumed(out: Path) -> None:
+    """What faults.interrupted leaves: bit by bit the same."""
+    assert losses(out / "stopped") == losses(out / "whole")
+    for file in FILES:
+        a, b = load_file(out / "whole/final" / file), load_file(out / "stopped/final" / file)
+        assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_two_processes(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, joint = make_run(world), make_joint_run(world, tmp_path)
+    single, mixed = str(tmp_path / "run.yaml"), str(tmp_path / "joint.yaml")
+    Path(single).write_text(config.dump(run))
+    Path(mixed).write_text(config.dump(joint))
+    done = faults.launch(
+        ["plain", single, f"{tmp_path}/two"],
+        ["interrupted", single, f"{tmp_path}/resumed", "lora.dropout=0.1"],
+        ["interrupted", mixed, f"{tmp_path}/mixed"],
+        ["refused", single, f"{tmp_path}/error", "train.fsdp=true"],
+        processes=2,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "train.fsdp: shards over GPUs only" in (tmp_path / "error").read_text()
+    check_equal(alone(run, tmp_path / "one", monkeypatch), tmp_path / "two")
+    check_equal(alone(joint, tmp_path / "joint", monkeypatch), tmp_path / "mixed/whole")
+    check_resumed(tmp_path / "resumed")
+    check_resumed(tmp_path / "mixed")
+    names = {f.name for f in (tmp_path / "two/checkpoint-4").iterdir()}
+    assert names >= {"rng_state_0.pth", "rng_state_1.pth", "trainer_state.json", "optimizer.pt", *FILES}
+
+
+def test_a_dead_rank_ends_the_run_with_a_message(world: World, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(config.dump(make_run(world)))
+    start = time.monotonic()
+    done = faults.launch(["dead", f"{tmp_path}/run.yaml", f"{tmp_path}/out"], processes=2)
+    assert done.returncode != 0
+    assert time.monotonic() - start < 60
+    assert "rank      : 1" in done.stderr
+    assert "SIGKILL" in done.stderr
+    assert Path(train.newest_checkpoint(tmp_path / "out")).name == "checkpoint-2"
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_fsdp2(world: World, tmp_path: Path, joint: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_joint_run(world, tmp_path) if joint else make_run(world)
+    (tmp_path / "run.yaml").write_text(config.dump(run))
+    options = ["train.fsdp=true", f"train.fsdp_config={ROOT}/configs/fsdp2.json"]
+    done = faults.launch(["interrupted", f"{tmp_path}/run.yaml", f"{tmp_path}/two", *options], processes=2)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "two/whole/checkpoint-4/pytorch_model_fsdp.bin").exists()
+    check_equal(alone(run, tmp_path / "one", monkeypatch), tmp_path / "two/whole")
+    check_resumed(tmp_path / "two")
+
+
+@NO_DEEPSPEED
+@pytest.mark.slow
+@pytest.mark.parametrize("joint", [False, True])
+@pytest.mark.parametrize("stage", [2, 3])
+def test_zero(world: World, tmp_path: Path, stage: int, joint: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = make_joint_run(world, tmp_path) if joint else make_run(world)
+    first = alone(start, tmp_path / "start", monkeypatch) / "final"
+    # ZeRO-3 loads the base in another way, which leaves other random numbers for a fresh patch.
+    sides = {name: dataclasses.replace(side, init=str(first)) for name, side in start.sides.items()}
+    run = dataclasses.replace(start, sides=sides, lora=dataclasses.replace(start.lora, init=str(first)))
+    (tmp_path / "run.yaml").write_text(config.dump(run))
+    option = f"train.deepspeed={ROOT}/configs/deepspeed/zero{stage}.json"
+    done = faults.launch(["interrupted", f"{tmp_path}/run.yaml", f"{tmp_path}/two", option], processes=2)
+    assert done.returncode == 0, done.stderr
+    check_equal(alone(run, tmp_path / "one", monkeypatch), tmp_path / "two/whole")
+    check_resumed(tmp_path / "two")
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"fsdp": True}, r"train\.fsdp: needs torchrun"),
+        ({"deepspeed": "zero2.json"}, r"train\.deepspeed: needs torchrun"),
+    ],
+)
+def test_what_one_process_without_gpus_cannot_do(world: World, tmp_path: Path, option: dict, message: str) -> None:
+    run = make_run(world)
+    with pytest.raises(UserError, match=message):
+        train.main(dataclasses.replace(run, train={**run.train, **option}), tmp_path)
