@@ -26,9 +26,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"pave: {error}", file=sys.stderr)
         return 1
+    text, code = text if isinstance(text, tuple) else (text, 0)
     if text is not None:
         print(text)
-    return 0
+    return code
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

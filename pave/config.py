@@ -8,10 +8,12 @@ import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from pave.plug import nearest
 from pave.types import UserError
+
+T = TypeVar("T")
 
 # OmegaConf reads the annotations at run time, so optional fields are spelled Optional (Python 3.10).
 
@@ -78,6 +80,8 @@ class PatchConfig:
     """Folder with this side's feature files, inside the data root unless absolute."""
     encoder: str = ""
     """Weights of the side's encoder, for features that are made on the spot."""
+    encoder_options: list[str] = field(default_factory=list)
+    """The `key=value` options that the features were extracted with."""
     init: str = ""
     """Trained folder that this patch starts from: its patch of the same name, or the only one."""
     train: bool = True
@@ -136,6 +140,10 @@ class DataConfig:
     """The patches that this data feeds, by name; None: all of them."""
     mix: dict[str, TaskConfig] = field(default_factory=dict)
     """Tasks to learn jointly, instead of `task`, `root` and `sides`."""
+    video_tokens: str = ""
+    """Folder of `pave extract video`, inside the data root unless absolute: no video is decoded or looked at again."""
+    missing: Literal["error", "absent"] = "error"
+    """A question without a feature file stops the run, or does without that side-channel; how many is said."""
     temperature: float = 1.0
     """T: a task of n questions has a share of weight * n^(1/T); 1 is by size, large is equal shares."""
 
@@ -167,12 +175,17 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
         given = OmegaConf.load(path)
     except YAMLError as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    return _merge([(str(path), given), *_parsed(overrides)])
+    return _merge(Config, [(str(path), given), *_parsed(overrides)])
 
 
 def from_overrides(overrides: Sequence[str]) -> Config:
     """The defaults with `key=value` overrides on top."""
-    return _merge(_parsed(overrides))
+    return _merge(Config, _parsed(overrides))
+
+
+def options(schema: type[T], overrides: Sequence[str]) -> T:
+    """A frozen dataclass of plain values with `key=value` overrides. Raises UserError with the nearest valid name."""
+    return _merge(schema, _parsed(overrides))
 
 
 def _parsed(overrides: Sequence[str]) -> list[tuple[str, Any]]:
@@ -185,12 +198,12 @@ def _parsed(overrides: Sequence[str]) -> list[tuple[str, Any]]:
     return [(override, OmegaConf.from_dotlist([override])) for override in overrides]
 
 
-def _merge(layers: Sequence[tuple[str, Any]]) -> Config:
-    """Merge (origin, values) layers over the defaults, each checked against the dataclasses."""
+def _merge(schema: type[T], layers: Sequence[tuple[str, Any]]) -> T:
+    """Merge (origin, values) layers over the defaults of a dataclass, each checked against it."""
     from omegaconf import OmegaConf, ValidationError, read_write
     from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
-    merged = OmegaConf.structured(Config)
+    merged = OmegaConf.structured(schema)
     for origin, values in layers:
         try:
             merged = OmegaConf.merge(merged, values)
@@ -204,7 +217,7 @@ def _merge(layers: Sequence[tuple[str, Any]]) -> Config:
         except ValidationError as error:
             raise UserError(f"{origin}: {_explain(error)}") from error
     config = OmegaConf.to_object(merged)
-    assert isinstance(config, Config)
+    assert isinstance(config, schema)
     return config
 
 

@@ -54,8 +54,9 @@ def _side(name: str, config: Config, video: Path, file: Path | None) -> SideToke
             f"{video}: no features for '{name}' and no encoder to make them; give --features {name}=FILE, "
             f"sides.{name}.encoder=WEIGHTS, or --without {name}"
         )
-    encoder = plugin.build(Path(configs.resolve(side.encoder)), torch.device("cpu"))
-    tokens = plugin.encode(video, encoder)
+    options = configs.options(plugin.Options, side.encoder_options)
+    encoder = plugin.build(Path(configs.resolve(side.encoder)), options, torch.device("cpu")).eval()
+    tokens = plugin.encode(plugin.reader(encoder, options)(video), encoder, options)
     if tokens.x.shape[-1] != side.dim:
         raise UserError(
             f"{side.encoder}: gives {name} features {tokens.x.shape[-1]} wide, this patch was trained on {side.dim}"

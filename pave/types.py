@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     from torch import Tensor
 
@@ -46,6 +48,15 @@ class Clip(NamedTuple):
     """uint8[T,H,W,3]"""
     seconds: np.ndarray
     """float[T], when each frame is shown."""
+
+
+class Item(NamedTuple):
+    """One thing to extract the tokens of."""
+
+    name: str
+    """Of its feature file below the store, without suffix."""
+    path: Path
+    """A media file, or a folder for channels made of many files."""
 
 
 class SideTokens(NamedTuple):

@@ -22,6 +22,7 @@ def write_clip(
     times: Sequence[int] | None = None,
     size: tuple[int, int] = (96, 64),
     container: dict[str, str] | None = None,
+    audio_codec: str = "aac",
     **options: str,
 ) -> Path:
     """A moving pattern at 25 fps, or at `times` in ms; key frames every 12 frames; `sound` float[A,N] at `rate` Hz."""
@@ -33,7 +34,7 @@ def write_clip(
             if times is not None:
                 video.codec_context.time_base = TICK
         if sound is not None:
-            audio = out.add_stream("aac", rate=rate, layout="mono" if len(sound) == 1 else "stereo")
+            audio = out.add_stream(audio_codec, rate=rate, layout="mono" if len(sound) == 1 else "stereo")
         for i in range(frames if codec else 0):
             frame = av.VideoFrame.from_ndarray(pattern(i, size))
             if times is not None:

@@ -11,11 +11,13 @@ import pytest
 import torch
 from clips import BUNNY, copy_picture
 from conftest import GOLDEN, World
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tiny import SIDE_DIM, make_config
 
 from pave import cli, config, official
 from pave.encoders import imagebind_audio
+from pave.io import store
+from pave.types import SideTokens
 
 
 @pytest.fixture(scope="module")
@@ -136,20 +138,14 @@ def test_bad_data(world: World, run_folder: Path, tmp_path: Path, capsys: pytest
     feature = root / "features/audio/train_00000.safetensors"
     train = ["train", run_folder / "run.yaml", f"data.root={root}", "--out", tmp_path / "out"]
     tensors = load_file(feature)
-    meta = {
-        "side": "audio",
-        "extractor": "imagebind_audio",
-        "source": "x.mp4",
-        "seconds_per_step": "",
-        "pave_version": "0",
-    }
+    meta = store.Meta("audio", "imagebind_audio", "x.mp4")
     for bad, message in (
-        ({"x": torch.zeros(5, 1, SIDE_DIM + 3)}, "width"),
-        ({"x": tensors["x"] * float("nan")}, "NaN"),
-        ({"x": torch.zeros(0, 1, SIDE_DIM)}, "empty"),
+        (torch.zeros(5, 1, SIDE_DIM + 3), "width"),
+        (tensors["x"] * float("nan"), "NaN"),
+        (torch.zeros(0, 1, SIDE_DIM), "empty"),
     ):
         for file in feature.parent.glob("train_*.safetensors"):
-            save_file(bad, file, meta)
+            store.write(file, SideTokens(bad), meta)
         line = fails(capsys, *train, "train.dataloader_num_workers=1")
         assert message in line
         assert "train_0000" in line
@@ -209,9 +205,10 @@ def test_extract_names_every_failure(
         run_folder / "tower.safetensors",
     ]
     line = fails(capsys, *argv)
-    assert "1 of 7 videos failed" in line
+    assert "1 of 7 items failed" in line
     failures = [json.loads(x) for x in (tmp_path / "f/failures.jsonl").read_text().splitlines()]
-    assert [Path(f["file"]).name for f in failures] == ["train_00000.mp4"]
+    assert [f["item"] for f in failures] == ["train_00000"]
+    assert "train_00000.mp4: damaged" in failures[0]["failure"]
     assert len(list((tmp_path / "f").glob("*.safetensors"))) == 6
     shutil.copy(world.data / "videos/train_00000.mp4", videos / "train_00000.mp4")
     assert cli.main([str(a) for a in argv]) == 0

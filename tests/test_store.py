@@ -14,7 +14,7 @@ from pave.io import store
 from pave.io.store import Meta
 from pave.types import SideTokens, UserError
 
-META = Meta("audio", "imagebind_audio", "clip.mp4", "1.0")
+META = Meta("audio", "imagebind_audio", "clip.mp4", "{}", "00ff", "5", "aa")
 
 
 def tokens(steps: int = 3, width: int = 8) -> SideTokens:
@@ -24,7 +24,7 @@ def tokens(steps: int = 3, width: int = 8) -> SideTokens:
 def test_round_trip(tmp_path: Path) -> None:
     path, wanted = tmp_path / "deep/clip.safetensors", tokens()
     store.write(path, wanted, META)
-    got = store.read(path, META.extractor)
+    got = store.read(path, [META.extractor])
     assert torch.equal(got.x, wanted.x)
     assert got.seconds is not None
     assert torch.equal(got.seconds, wanted.seconds)
@@ -36,7 +36,7 @@ def test_round_trip(tmp_path: Path) -> None:
 def test_half_precision_is_stored_as_it_is_and_read_as_float32(tmp_path: Path) -> None:
     path, x = tmp_path / "a.safetensors", torch.randn(3, 1, 4).bfloat16()
     store.write(path, SideTokens(x), META)
-    got = store.read(path, META.extractor)
+    got = store.read(path, [META.extractor])
     assert got.seconds is None
     assert got.x.dtype == torch.float32
     assert torch.equal(got.x, x.float())
@@ -46,7 +46,7 @@ def test_half_precision_is_stored_as_it_is_and_read_as_float32(tmp_path: Path) -
 def test_a_view_that_is_still_learning_can_be_written(tmp_path: Path) -> None:
     x = torch.randn(4, 3, 2, requires_grad=True).transpose(0, 2)
     store.write(tmp_path / "a.safetensors", SideTokens(x), META)
-    assert torch.equal(store.read(tmp_path / "a.safetensors", META.extractor).x, x.detach())
+    assert torch.equal(store.read(tmp_path / "a.safetensors", [META.extractor]).x, x.detach())
 
 
 def test_a_full_disk_leaves_nothing_and_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,18 +91,18 @@ def test_check_names_the_file_and_the_fault(wrong: SideTokens, message: str, tmp
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     with pytest.raises(UserError, match="no such file"):
-        store.read(path, META.extractor)
+        store.read(path, [META.extractor])
     store.write(path, tokens(), META)
-    with pytest.raises(UserError, match="made by extractor 'imagebind_audio', expected 'languagebind'"):
-        store.read(path, "languagebind")
+    with pytest.raises(UserError, match="made by extractor 'imagebind_audio', expected 'languagebind' or 'dense'"):
+        store.read(path, ["languagebind", "dense"])
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(UserError, match="not a whole safetensors file") as caught:
-        store.read(path, META.extractor)
+        store.read(path, [META.extractor])
     assert "\n" not in str(caught.value)
-    save_file({"features": torch.zeros(2)}, path, {"extractor": META.extractor})
+    save_file({"features": torch.zeros(2)}, path, {"pave": '{"extractor": "imagebind_audio"}'})
     with pytest.raises(UserError, match=r"has tensors \['features'\], expected 'x'"):
-        store.read(path, META.extractor)
-    with pytest.raises(UserError, match="lacks side, source, seconds_per_step, pave_version"):
+        store.read(path, [META.extractor])
+    with pytest.raises(UserError, match=r"lacks side, source, options, .*, pave_version"):
         store.read_meta(path)
 
 

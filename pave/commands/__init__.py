@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-Handler = Callable[[argparse.Namespace], str | None]
+Handler = Callable[[argparse.Namespace], str | tuple[str, int] | None]
+"""What to print, and the exit code where it is not 0."""
 
 
 class Help(argparse.HelpFormatter):

@@ -12,7 +12,7 @@ from pave.commands import command
 
 def add(commands: Any) -> None:
     """Their parsers."""
-    for parser in (_prepare, _extract, _pretrain):
+    for parser in (_prepare, _extract, _doctor, _pretrain):
         parser(commands)
 
 
@@ -20,7 +20,7 @@ def _prepare(commands: Any) -> None:
     def run(a: argparse.Namespace) -> None:
         from pave.io import sideworld_files
 
-        sideworld_files.make(a.out, a.train, a.test, a.seed, a.workers)
+        sideworld_files.make(a.out, a.train, a.test, a.seed, a.workers, a.channels)
 
     parser = command(commands, "prepare", "make the clips of the small world (real mp4 files with sound)", run)
     parser.add_argument("task", choices=["sideworld"])
@@ -28,6 +28,8 @@ def _prepare(commands: Any) -> None:
     parser.add_argument("--train", type=int, default=1500, help="clips to learn from")
     parser.add_argument("--test", type=int, default=200, help="clips to be asked about")
     parser.add_argument("--seed", type=int, default=0)
+    channels = ["audio", "dense", "exo", "depth"]
+    parser.add_argument("--channels", nargs="+", choices=channels, default=["audio"], help="that questions are about")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
 
 
@@ -35,14 +37,54 @@ def _extract(commands: Any) -> None:
     def run(a: argparse.Namespace) -> None:
         from pave import extract
 
-        extract.main(a.side, a.videos, a.out, a.weights, a.device)
+        part = extract.parts(os.environ)
+        device = f"cuda:{os.environ['LOCAL_RANK']}" if a.device == "cuda" and "LOCAL_RANK" in os.environ else a.device
+        settings = extract.Settings(device, a.workers, a.timeout, a.dtype)
+        extract.main(a.side, a.videos, a.out, a.weights, a.options, settings, part)
 
     parser = command(commands, "extract", "make the feature files of one side-channel from videos", run)
-    parser.add_argument("side", help="see `pave list sides`")
-    parser.add_argument("--videos", type=Path, required=True, metavar="DIR|LIST")
+    parser.add_argument("side", help="see `pave list sides`; doc/sides/ has a page on each")
+    parser.add_argument("options", nargs="*", metavar="key=value", help="of the side, e.g. fps=4")
+    parser.add_argument("--videos", type=Path, required=True, metavar="DIR|LIST", help="a list has a path a line")
     parser.add_argument("--out", type=Path, required=True, metavar="STORE")
     parser.add_argument("--weights", required=True, metavar="FILE", help="of the encoder; asset:NAME ships with pave")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="cpu", help="cuda under torchrun is each process's own GPU")
+    parser.add_argument("--dtype", default="float16", choices=["float16", "bfloat16", "float32"], help="as stored")
+    parser.add_argument("--workers", type=int, default=_workers(), help="processes that decode; 0: none")
+    parser.add_argument("--timeout", type=float, default=600, metavar="S", help="for reading one item")
+
+
+def _workers() -> int:
+    """A core each, shared with the node's other processes; more than eight rarely help."""
+    return min(8, max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+
+
+def _doctor(commands: Any) -> None:
+    def run(a: argparse.Namespace) -> tuple[str, int]:
+        from pave import doctor
+        from pave.types import UserError
+
+        if a.store is None and a.task is None:
+            raise UserError("nothing to check: give a STORE, or --task T --root DIR, or both")
+        reports = []
+        if a.store is not None:
+            reports.append(doctor.check_store(a.store, a.side, a.videos, a.dim))
+        if a.task is not None:
+            reports.append(doctor.check_task(a.task, a.root, a.split, a.store))
+        problems = sum(report.problems for report in reports)
+        lines = [line for report in reports for line in report.lines]
+        return "\n".join([*lines, f"{problems} problems"]), int(problems > 0)
+
+    parser = command(commands, "doctor", "what features and data sets lack; exit code 1 if anything", run)
+    parser.add_argument("store", nargs="?", type=Path, metavar="STORE", help="of `pave extract`, or published features")
+    parser.add_argument("--side", help="of published .pt features, which do not say it")
+    parser.add_argument(
+        "--videos", type=Path, metavar="DIR|LIST", help="what was extracted: is all there, and still the same?"
+    )
+    parser.add_argument("--dim", type=int, help="width that the features must have; default: the commonest")
+    parser.add_argument("--task", help="see `pave list tasks`")
+    parser.add_argument("--root", type=Path, default=Path("data"), metavar="DIR", help="of the task's data")
+    parser.add_argument("--split", action="append", default=[], help="default: all")
 
 
 def _pretrain(commands: Any) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
+import av
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -37,9 +40,12 @@ class Waveform(NamedTuple):
     """Hz"""
 
 
-def read_waveform(path: Path) -> Waveform:
-    """The first sound track at its own rate. UserError: no such file, no sound track, nothing in it, damaged."""
-    with opened(path) as container:
+def read_waveform(path: Path, mp3: bool = False) -> Waveform:
+    """The first sound track at its own rate, or after an mp3 of it. UserError: no file, no sound track, empty, damaged.
+
+    The release turned sound tracks into mp3 files first, which changes them slightly.
+    """
+    with av.open(_mp3(path), "r") if mp3 else opened(path) as container:
         stream = first(container.streams.audio, path, "sound")
         to_float = AudioResampler(format="fltp")
         parts = [part.to_ndarray() for frame in container.decode(stream) for part in to_float.resample(frame)]
@@ -47,6 +53,21 @@ def read_waveform(path: Path) -> Waveform:
     if not sum(part.shape[1] for part in parts):
         raise UserError(f"{path}: its sound track is empty; give a file with sound")
     return Waveform(torch.from_numpy(np.concatenate(parts, axis=1)), rate)
+
+
+def _mp3(path: Path) -> BytesIO:
+    """The first sound track as an mp3 of 44.1 kHz, 16 bit, stereo and 128 kbit/s, which the release listened to."""
+    file = BytesIO()
+    with opened(path) as container, av.open(file, "w", format="mp3") as out:
+        stream = out.add_stream("libmp3lame", rate=44_100, layout="stereo")
+        stream.bit_rate = 128_000
+        to_stereo = AudioResampler(format="s16p", layout="stereo", rate=44_100, frame_size=stream.frame_size)
+        for frame in itertools.chain(container.decode(first(container.streams.audio, path, "sound")), [None]):
+            for part in to_stereo.resample(frame):
+                out.mux(stream.encode(part))
+        out.mux(stream.encode(None))
+    file.seek(0)
+    return file
 
 
 def resample(x: Tensor, rate: int, to: int = RATE) -> Tensor:
@@ -82,11 +103,11 @@ def window_count(samples: int) -> int:
     return max(samples // RATE - 1, 0)
 
 
-def mel_windows(x: Tensor, inplace_mean: bool = True) -> Tensor:
+def mel_windows(x: Tensor, inplace_mean: bool = False) -> Tensor:
     """float[A,N] at 16 kHz -> float[K,1,128,204], ImageBind's normalised log-mel of a 2 s window every second.
 
     Under 2 s the sound is zero padded to one window (the release fails there). The spectrum is that of the first
-    channel; the others count only in the mean. `inplace_mean` repeats what the release does, False keeps windows apart.
+    channel; the others count only in the mean. `inplace_mean` repeats what the release does; else windows are apart.
     """
     if x.shape[1] < WINDOW:
         x = F.pad(x, (0, WINDOW - x.shape[1]))

@@ -48,7 +48,7 @@ def first(streams: tuple[S, ...], path: Path, kind: str) -> S:
 
 
 def stated_size(path: Path) -> int:
-    """Bytes a file must have by its outermost sizes (MP4 boxes, RIFF, Matroska, FLV); 0 where its format states none."""
+    """Bytes a file must have by its outermost sizes (MP4, RIFF, Matroska, FLV); 0 where its format states none."""
     with path.open("rb") as file:
         head = file.read(12)
         if head[:4] == b"RIFF":

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import zipfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,18 +19,25 @@ from pave import __version__
 from pave.io.atomic import atomic_file
 from pave.types import SideTokens, UserError
 
+KEY = "pave"
+"""A single entry: several would come in any order, and the same tokens make different files."""
+
 
 @dataclass(frozen=True)
 class Meta:
-    """Where the tokens of a feature file came from; stored beside them as strings."""
+    """Where the tokens of a feature file came from; stored beside them as one JSON text under KEY."""
 
     side: str
     extractor: str
-    """Id of the encoder; a side reads only what its own encoder wrote."""
+    """Id of the encoder; a side reads only what its own encoders wrote."""
     source: str
-    """File name of the video."""
-    seconds_per_step: str = ""
-    """Empty where the channel has no clock."""
+    """File name of the video, or name of the folder."""
+    options: str = "{}"
+    """Of the side, themselves as JSON."""
+    weights: str = ""
+    """sha256 of the encoder's tensors."""
+    source_bytes: str = ""
+    source_sha256: str = ""
     pave_version: str = __version__
 
 
@@ -42,23 +51,35 @@ class Tensors(NamedTuple):
 def write(path: Path, tokens: SideTokens, meta: Meta) -> None:
     """Store tokens in their own dtype, whole or not at all. UserError where the disk refuses."""
     state = {"x": tokens.x} if tokens.seconds is None else {"x": tokens.x, "seconds": tokens.seconds}
-    write_safetensors(path, Tensors(state, asdict(meta)))
+    write_safetensors(path, Tensors(state, {KEY: json.dumps(asdict(meta))}))
 
 
-def read(path: Path, extractor: str) -> SideTokens:
+def read(path: Path, extractors: Sequence[str]) -> SideTokens:
     """Tokens of a feature file, in float32. UserError: no such file, not one of ours, or of another extractor."""
     state, metadata = read_safetensors(path)
-    made_by = metadata.get("extractor")
-    if made_by != extractor:
-        raise UserError(f"{path}: made by extractor '{made_by}', expected '{extractor}'; run `pave extract` again")
+    made_by = json.loads(metadata.get(KEY, "{}")).get("extractor")
+    if made_by not in extractors:
+        expected = " or ".join(f"'{name}'" for name in extractors)
+        raise UserError(f"{path}: made by extractor '{made_by}', expected {expected}; run `pave extract` again")
     if "x" not in state:
         raise UserError(f"{path}: has tensors {sorted(state)}, expected 'x'; run `pave extract` again")
     return SideTokens(state["x"].float(), state["seconds"].float() if "seconds" in state else None)
 
 
+def dtype(path: Path) -> str:
+    """Of the stored tokens, as safetensors names it, e.g. F16."""
+    with safe_open(path, framework="pt") as file:
+        return str(file.get_slice("x").get_dtype())
+
+
 def read_meta(path: Path) -> Meta:
     """Where the tokens of a feature file came from. UserError: no such file, not one of ours."""
-    found = read_safetensors(path).metadata
+    _must_exist(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = json.loads((file.metadata() or {}).get(KEY, "{}"))
+    except SafetensorError as error:
+        raise UserError(_broken(path, error)) from error
     names = [f.name for f in fields(Meta)]
     missing = [name for name in names if name not in found]
     if missing:
@@ -100,7 +121,11 @@ def read_safetensors(path: Path) -> Tensors:
         with safe_open(path, framework="pt") as file:
             return Tensors({name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {})  # noqa: SIM118
     except SafetensorError as error:
-        raise UserError(f"{path}: not a whole safetensors file: {error}; make or download it again") from error
+        raise UserError(_broken(path, error)) from error
+
+
+def _broken(path: Path, error: Exception) -> str:
+    return f"{path}: not a whole safetensors file: {error}; make or download it again"
 
 
 def read_torch(path: Path) -> Any:

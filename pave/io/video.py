@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from av.container import InputContainer
 from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
 from PIL import Image
 
 from pave.io.container import first, opened
@@ -110,13 +112,24 @@ def read_clip(path: Path, frames: int = 32) -> Clip:
     """
     if path.is_dir():
         return _read_folder(path, frames)
+    return read_frames(path, lambda seconds, fps: uniform(len(seconds), frames), lambda picture: picture)
+
+
+def read_frames(
+    path: Path, choose: Callable[[np.ndarray, float], np.ndarray], prepare: Callable[[np.ndarray], np.ndarray]
+) -> Clip:
+    """The frames of a video that `choose(seconds, fps)` numbers, as `prepare` makes them of uint8[H,W,3].
+
+    Only the prepared are kept, so a long video needs no more memory than they take. UserError as `read_clip`.
+    """
     time = _timeline(path)
-    index = uniform(len(time.ticks), frames)
+    index = choose(time.seconds, time.fps)
     pictures = np.empty(0, np.uint8)
     for i, picture in _decode(path, time, np.unique(index)):
+        prepared = prepare(picture)
         if not pictures.size:
-            pictures = np.empty((frames, *picture.shape), np.uint8)
-        pictures[index == i] = picture
+            pictures = np.empty((len(index), *prepared.shape), prepared.dtype)
+        pictures[index == i] = prepared
     return Clip(pictures, time.seconds[index])
 
 
@@ -170,12 +183,20 @@ def _decode(path: Path, time: _Timeline, numbers: np.ndarray) -> Iterator[tuple[
             keys = time.keys[time.keys <= target]
             if len(keys) and keys[-1] > last:
                 container.seek(keys[-1].item(), stream=stream)
-                frames = ((f.pts, f) for f in container.decode(stream) if f.pts is not None)
+                frames = _from_key(container, stream, set(time.ticks[numbers].tolist()))
             last, frame = next(((tick, f) for tick, f in frames if tick >= target), (math.inf, None))
             if frame is None or last != target or frame.is_corrupt:
                 at = f"{time.seconds[i]:.2f} s"
                 raise UserError(f"{path}: damaged: the frame at {at} cannot be decoded; copy or convert it again")
             yield i, _picture(frame, *size)
+
+
+def _from_key(container: InputContainer, stream: VideoStream, wanted: set[int]) -> Iterator[tuple[int, VideoFrame]]:
+    """(tick, frame) of what follows a jump; in H.264 without unwanted frames that no other needs."""
+    for packet in container.demux(stream):
+        if stream.codec_context.name == "h264":
+            stream.codec_context.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in wanted else "NONREF"
+        yield from ((f.pts, f) for f in packet.decode() if isinstance(f, VideoFrame) and f.pts is not None)
 
 
 def _picture(frame: VideoFrame, width: int, height: int) -> np.ndarray:

@@ -1,0 +1,73 @@
+"""`pave extract video`: what the frozen tower and projector make of the key frames, so that no epoch does it again.
+
+files: <video>.safetensors: float[T,S,Q+D], for each pooled token the tower's features, then the projected ones
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from pave import plug
+from pave.io import store
+from pave.types import Clip, SideTokens
+
+EXTRACTORS = ("base",)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Of the base; the same as in the config of the run that reads the store."""
+
+    base: str = "llava_onevision"
+    """Plugin in pave/bases."""
+    frames: int = 32
+    """T, key frames a video."""
+    dtype: str = "float32"
+    """Of the weights: float32, bfloat16 or float16."""
+
+
+class Eyes(nn.Module):
+    """A base without its language model."""
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base = base
+        base.hf.model.language_model = None  # type: ignore[union-attr, assignment]
+        base.hf.lm_head = None  # type: ignore[union-attr, assignment]
+
+
+def extractor(options: Options) -> str:
+    """Id of the encoder; which base it was is told by the hash of its weights."""
+    return EXTRACTORS[0]
+
+
+def load(path: Path) -> SideTokens:
+    """float32[T,S,Q+D]. UserError: unusable."""
+    return store.read(path, EXTRACTORS)
+
+
+def build(weights: Path, options: Options, device: torch.device | str = "cpu") -> Eyes:
+    """Tower and projector of a base. UserError: not a base."""
+    base = plug.load("bases", options.base).load(str(weights), dtype=getattr(torch, options.dtype))
+    return Eyes(base).to(device)
+
+
+def reader(encoder: Eyes, options: Options) -> Callable[[Path], Clip]:
+    """From a video to its key frames. UserError as `read_clip`."""
+    from pave.io.video import read_clip
+
+    return partial(read_clip, frames=options.frames)
+
+
+@torch.no_grad()
+def encode(clip: Clip, encoder: Eyes, options: Options) -> SideTokens:
+    """Query and embeds side by side, on the CPU."""
+    pixels = encoder.base.preprocess(clip.frames).to(next(encoder.parameters()).device)  # type: ignore[operator]
+    seen = encoder.base.encode(pixels[None])  # type: ignore[operator]
+    return SideTokens(torch.cat([t[0].float().cpu() for t in seen], -1), torch.from_numpy(clip.seconds).float())

@@ -1,0 +1,57 @@
+"""Stored video tokens stand in for the videos, bit for bit, and spare decoding them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import World
+from tiny import make_config
+
+from pave import checkpoint, extract
+from pave.config import Config
+from pave.data import Questions, collate
+from pave.io import video
+from pave.types import UserError
+
+
+@pytest.fixture(scope="module")
+def stored(world: World, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """A run on stored tokens of all clips of the small world."""
+    out, run = tmp_path_factory.mktemp("store"), make_config(*world, max_steps=1)
+    settings = extract.Settings(dtype="float32", workers=0)
+    extract.main("video", world.data, out, run.base.path, [f"frames={run.base.frames}"], settings)
+    return dataclasses.replace(run, data=dataclasses.replace(run.data, video_tokens=str(out)))
+
+
+def test_the_same_answers_without_the_videos(world: World, stored: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = checkpoint.create(stored).eval()
+    for patch in model.patches.values():
+        torch.nn.init.normal_(patch.out_norm.weight)
+    plain = dataclasses.replace(stored, data=dataclasses.replace(stored.data, video_tokens=""))
+    seen = Questions(plain, model.base, "test", True)
+    samples = [seen[i] for i in range(3)]
+    monkeypatch.setattr(video, "read_clip", None)
+    remembered = Questions(stored, model.base, "test", True)
+    again = [remembered[i] for i in range(3)]
+    assert again[0].pixels is not None
+    assert again[0].pixels.ndim == 3
+    with torch.no_grad():
+        losses = [model(**collate(batch, 0))["loss"] for batch in (samples, again)]
+    assert losses[0] == losses[1]
+
+
+def test_tokens_of_other_frames_are_refused(stored: Config) -> None:
+    base = checkpoint.create(stored).base
+    more = dataclasses.replace(stored, base=dataclasses.replace(stored.base, frames=stored.base.frames + 1))
+    with pytest.raises(UserError, match=r"made of \d+ frames, base\.frames is \d+; extract it again"):
+        Questions(more, base, "test", True)[0]
+
+
+def test_missing_tokens_say_what_to_run(stored: Config, tmp_path: Path) -> None:
+    empty = dataclasses.replace(stored, data=dataclasses.replace(stored.data, video_tokens=str(tmp_path)))
+    with pytest.raises(UserError, match=r"no such video tokens file .*run `pave extract video` first"):
+        Questions(empty, checkpoint.create(empty).base, "test", True)
