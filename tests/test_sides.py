@@ -105,11 +105,11 @@ def test_the_draw_is_the_seed_s(tmp_path: Path) -> None:
 def test_own_files(tmp_path: Path) -> None:
     tokens = SideTokens(torch.randn(6, 4, 8), torch.arange(6) / 2)
     for plugin, name in ((dense, "dense"), (scene3d, "scene3d")):
-        got = plugin.load(write_own(tmp_path / f"{name}.safetensors", name, plugin.EXTRACTOR, tokens))
+        got = plugin.load(write_own(tmp_path / f"{name}.safetensors", name, plugin.EXTRACTORS[0], tokens))
         assert torch.equal(got.x, tokens.x)
         assert got.seconds is not None
         assert got.seconds.tolist() == [0, 0.5, 1, 1.5, 2, 2.5]
-        with pytest.raises(UserError, match=f"by extractor 'other', expected '{plugin.EXTRACTOR}'"):
+        with pytest.raises(UserError, match=f"by extractor 'other', expected '{plugin.EXTRACTORS[0]}'"):
             plugin.load(write_own(tmp_path / "other.safetensors", name, "other", tokens))
 
 
@@ -118,7 +118,7 @@ def test_own_views_come_before_published_ones(tmp_path: Path) -> None:
     seconds = torch.tensor([0.0, 1.5])
     for i in range(2):
         tokens = SideTokens(torch.full((2, 9, 2), float(i)), seconds)
-        write_own(tmp_path / f"take/cam{i}.safetensors", "exo", exo.EXTRACTOR, tokens)
+        write_own(tmp_path / f"take/cam{i}.safetensors", "exo", exo.EXTRACTORS[0], tokens)
     got = exo.load(tmp_path / "take")
     assert got.x[:, 0, 0].tolist() == [0, 1, 0, 1]
     assert got.seconds is not None

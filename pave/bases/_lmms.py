@@ -18,12 +18,13 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+from pave.encoders import siglip
 from pave.io.atomic import atomic_folder
 from pave.types import UserError
 
 Newline = Literal["grid", "frame", "one_token", "no_token"]
 TO_HF = {
-    r"^model\.vision_tower\.vision_tower\.vision_model\.": "model.vision_tower.",
+    siglip.LMMS: "model.vision_tower.",
     r"^model\.mm_projector\.0\.": "model.multi_modal_projector.linear_1.",
     r"^model\.mm_projector\.2\.": "model.multi_modal_projector.linear_2.",
     r"^model\.(layers|embed_tokens|norm)\.": r"model.language_model.\1.",
@@ -98,32 +99,22 @@ def _tower_shapes(folder: Path, raw: dict[str, Any], heads: int | None) -> dict[
     """SigLIP's shapes: from `vision_config` where a folder has one (ours do), else from the weights."""
     if "vision_config" in raw:
         return raw["vision_config"]
-    prefix = "model.vision_tower.vision_tower.vision_model."
-    shapes: dict[str, list[int]] = {}
+    sizes: dict[str, list[int]] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as tensors:
-            names = [name for name in tensors.keys() if name.startswith(prefix)]  # noqa: SIM118
-            shapes |= {name: tensors.get_slice(name).get_shape() for name in names}
-    if not shapes:
-        raise UserError(f"{folder}: no vision tower among its tensors; expected names that begin with '{prefix}'")
-    width, _, patch, _ = shapes[f"{prefix}embeddings.patch_embedding.weight"]
-    edge = round(shapes[f"{prefix}embeddings.position_embedding.weight"][0] ** 0.5)
-    if heads is None and width != _SO400M["hidden_size"]:
+            names = [name for name in tensors.keys() if re.match(siglip.LMMS, name)]  # noqa: SIM118
+            sizes |= {re.sub(siglip.LMMS, "", name): tensors.get_slice(name).get_shape() for name in names}
+    shapes = siglip.shapes(folder, sizes)
+    heads = heads or siglip.HEADS.get(shapes["hidden_size"])
+    if heads is None:
+        width = shapes["hidden_size"]
         raise UserError(f"{folder}: the number of heads of a {width}-wide tower is not in its files; pass vision_heads")
-    return {
-        "hidden_size": width,
-        "intermediate_size": shapes[f"{prefix}encoder.layers.0.mlp.fc1.weight"][0],
-        "num_hidden_layers": len({k.split(".")[6] for k in shapes if ".encoder.layers." in k}),
-        "num_attention_heads": heads or _SO400M["num_attention_heads"],
-        # so400m/14-384 covers 27 * 14 of its 384 pixels; the rest of the edge is cut off by the convolution.
-        "image_size": 384 if (edge, patch) == (27, 14) else edge * patch,
-        "patch_size": patch,
-    }
+    return {**shapes, "num_attention_heads": heads}
 
 
-# From each spelling of the transformers names: in memory, in files of version 5, in files of the hub.
+# From each spelling of the transformers names.
 _TO_LMMS = (
-    (r"^(model\.)?vision_tower\.(vision_model\.)?", "model.vision_tower.vision_tower.vision_model."),
+    (siglip.HF, "model.vision_tower.vision_tower.vision_model."),
     (r"^(model\.)?multi_modal_projector\.linear_1\.", "model.mm_projector.0."),
     (r"^(model\.)?multi_modal_projector\.linear_2\.", "model.mm_projector.2."),
     (r"^(model\.)?image_newline$", "model.image_newline"),

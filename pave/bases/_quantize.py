@@ -21,7 +21,10 @@ def settings(quantize: Quantize, dtype: torch.dtype, whole: list[str]) -> BitsAn
     if quantize == "none":
         return None
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(f"base.quantize={quantize}: the package bitsandbytes is not installed; install it, or set none")
+        raise UserError(
+            f"base.quantize={quantize}: the package bitsandbytes is not installed; "
+            "pip install bitsandbytes, or set base.quantize=none"
+        )
     if quantize == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=whole)
     return BitsAndBytesConfig(

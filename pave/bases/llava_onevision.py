@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
@@ -20,7 +20,9 @@ from transformers import (
 from pave.bases import _lmms, _quantize, _qwen
 from pave.bases._lmms import Newline, newline_for
 from pave.bases._quantize import Quantize
+from pave.encoders import siglip
 from pave.io import hub
+from pave.nn import grid
 from pave.types import UserError, VideoTokens
 
 Pool = Literal["bilinear", "average", "max"]
@@ -66,29 +68,21 @@ class LlavaOnevision(nn.Module):
 
     def preprocess(self, frames: np.ndarray) -> Tensor:
         """uint8[T,H,W,3] -> float[T,3,h,w] in [-1,1]: PIL bicubic to the tower's square, aspect ignored, no crop."""
-        size = (self.image_size, self.image_size)
-        resized = [np.asarray(Image.fromarray(f).resize(size, Image.Resampling.BICUBIC)) for f in frames]
-        return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).float().div(255).sub(0.5).div(0.5)
+        return siglip.normalise(torch.from_numpy(np.stack([siglip.prepare(f, self.image_size) for f in frames])))
 
     def encode(self, pixels: Tensor) -> VideoTokens:
         """float[B,T,3,h,w] -> pooled tower features (query) and pooled projected features (embeds)."""
         batch, frames = pixels.shape[:2]
         tower, projector = self.hf.model.vision_tower, self.hf.model.multi_modal_projector
-        seen = tower(pixels.flatten(0, 1).to(tower.dtype), output_hidden_states=True)
-        # The last hidden state before the post layer norm: layer 26 of SigLIP's 27.
-        features = seen.hidden_states[-1]
+        features = siglip.features(tower, pixels.flatten(0, 1))
         query, embeds = self._pool(features), self._pool(projector(features))
         return VideoTokens(query.unflatten(0, (batch, frames)), embeds.unflatten(0, (batch, frames)))
 
     def _pool(self, x: Tensor) -> Tensor:
         """float[N,h*h,C] -> float[N,S,C]; the released stride is always 2."""
-        edge = round(x.shape[1] ** 0.5)
-        grid = x.transpose(1, 2).unflatten(2, (edge, edge))
         if self.pool == "bilinear":
-            grid = F.interpolate(grid, size=(self.side, self.side), mode="bilinear")
-        else:
-            grid = F.avg_pool2d(grid, 2) if self.pool == "average" else F.max_pool2d(grid, 2)
-        return grid.flatten(2).transpose(1, 2)
+            return grid.halve(x)
+        return grid.on_grid(x, partial(F.avg_pool2d if self.pool == "average" else F.max_pool2d, kernel_size=2))
 
     def layout(self, embeds: Tensor) -> Tensor:
         """float[B,T,S,D] -> float[B,N,D]: the newline vector after each row, each frame, the video, or nowhere."""

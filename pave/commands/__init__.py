@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,18 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--base", default=None, metavar="PATH", help="where the base is, if it moved")
     parser.add_argument("--device", default=None, help="default: cuda if there is one")
+
+
+def add_extraction(parser: argparse.ArgumentParser) -> None:
+    """What is extracted, with what, where."""
+    # A core each, shared with the node's other processes; more than eight rarely help.
+    workers = min(8, max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    parser.add_argument("side", help="see `pave list sides`; doc/sides/ has a page on each")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="options of the side, e.g. fps=4")
+    parser.add_argument("--videos", type=Path, required=True, metavar="DIR|LIST", help="a list has a path a line")
+    parser.add_argument("--weights", required=True, metavar="FILE", help="of the encoder; asset:NAME ships with pave")
+    parser.add_argument("--device", default="cpu", help="cuda under torchrun is each process's own GPU")
+    parser.add_argument("--workers", type=int, default=workers, help="processes that decode; 0: none")
 
 
 def pair(text: str) -> tuple[str, str]:

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pave.commands import command
+from pave.commands import Help, add_extraction, command
 
 
 def add(commands: Any) -> None:
@@ -17,13 +17,20 @@ def add(commands: Any) -> None:
 
 
 def _prepare(commands: Any) -> None:
+    text = "make or convert the files of a data set"
+    parser = commands.add_parser("prepare", help=text, description=text, formatter_class=Help)
+    kinds = parser.add_subparsers(required=True, metavar="WHAT")
+    for kind in (_sideworld, _rgbd):
+        kind(kinds)
+
+
+def _sideworld(kinds: Any) -> None:
     def run(a: argparse.Namespace) -> None:
         from pave.io import sideworld_files
 
         sideworld_files.make(a.out, a.train, a.test, a.seed, a.workers, a.channels)
 
-    parser = command(commands, "prepare", "make the clips of the small world (real mp4 files with sound)", run)
-    parser.add_argument("task", choices=["sideworld"])
+    parser = command(kinds, "sideworld", "make the clips of the small world (real mp4 files with sound)", run)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--train", type=int, default=1500, help="clips to learn from")
     parser.add_argument("--test", type=int, default=200, help="clips to be asked about")
@@ -33,6 +40,19 @@ def _prepare(commands: Any) -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
 
 
+def _rgbd(kinds: Any) -> None:
+    def run(a: argparse.Namespace) -> str:
+        from pave.io import rgbd_export
+
+        return f"{rgbd_export.main(a.raw, a.out, a.every)} scenes written"
+
+    text = "ScanNet as SensReader exports it, or plain RGB-D frames, in the posed_images layout"
+    parser = command(kinds, "rgbd", text, run)
+    parser.add_argument("--raw", type=Path, required=True, metavar="DIR", help="a scene, or a folder with scenes in it")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--every", type=int, default=10, help="take each N-th frame")
+
+
 def _extract(commands: Any) -> None:
     def run(a: argparse.Namespace) -> None:
         from pave import extract
@@ -40,23 +60,13 @@ def _extract(commands: Any) -> None:
         part = extract.parts(os.environ)
         device = f"cuda:{os.environ['LOCAL_RANK']}" if a.device == "cuda" and "LOCAL_RANK" in os.environ else a.device
         settings = extract.Settings(device, a.workers, a.timeout, a.dtype)
-        extract.main(a.side, a.videos, a.out, a.weights, a.options, settings, part)
+        extract.main(a.side, a.videos, a.out, a.weights, a.overrides, settings, part)
 
     parser = command(commands, "extract", "make the feature files of one side-channel from videos", run)
-    parser.add_argument("side", help="see `pave list sides`; doc/sides/ has a page on each")
-    parser.add_argument("options", nargs="*", metavar="key=value", help="of the side, e.g. fps=4")
-    parser.add_argument("--videos", type=Path, required=True, metavar="DIR|LIST", help="a list has a path a line")
+    add_extraction(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="STORE")
-    parser.add_argument("--weights", required=True, metavar="FILE", help="of the encoder; asset:NAME ships with pave")
-    parser.add_argument("--device", default="cpu", help="cuda under torchrun is each process's own GPU")
     parser.add_argument("--dtype", default="float16", choices=["float16", "bfloat16", "float32"], help="as stored")
-    parser.add_argument("--workers", type=int, default=_workers(), help="processes that decode; 0: none")
     parser.add_argument("--timeout", type=float, default=600, metavar="S", help="for reading one item")
-
-
-def _workers() -> int:
-    """A core each, shared with the node's other processes; more than eight rarely help."""
-    return min(8, max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
 def _doctor(commands: Any) -> None:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from pave.commands import add_config, command
+from pave.commands import Help, add_config, add_extraction, command
 
 
 def add(commands: Any) -> None:
@@ -41,6 +41,14 @@ def _show(commands: Any) -> None:
 
 
 def _bench(commands: Any) -> None:
+    text = "time and memory: of the patch, of extraction, of decoding"
+    kinds = commands.add_parser("bench", help=text, description=text, formatter_class=Help)
+    benches = kinds.add_subparsers(required=True, metavar="WHAT")
+    for parser in (_bench_patch, _bench_extract, _bench_decode):
+        parser(benches)
+
+
+def _bench_patch(benches: Any) -> None:
     def run(a: argparse.Namespace) -> str:
         from pave import bench
 
@@ -49,8 +57,7 @@ def _bench(commands: Any) -> None:
             bench.save(rows, a.out)
         return bench.table(rows)
 
-    parser = command(commands, "bench", "time and memory of the patch at the published shapes", run)
-    parser.add_argument("what", choices=["patch"])
+    parser = command(benches, "patch", "time and memory of the patch at the published shapes", run)
     parser.add_argument(
         "rows", nargs="*", metavar="ROW", help="patterns such as 'audio-*' or '*-b4-train'; default: all"
     )
@@ -60,3 +67,24 @@ def _bench(commands: Any) -> None:
     parser.add_argument("--reps", type=int, default=5, help="timed runs of each row; the median counts")
     parser.add_argument("--against", type=Path, metavar="FILE", help="figures to print beside ours")
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the rows as .json or .csv")
+
+
+def _bench_extract(benches: Any) -> None:
+    def run(a: argparse.Namespace) -> str:
+        from pave import bench_extract, extract
+
+        settings = extract.Settings(a.device, a.workers)
+        return bench_extract.table(bench_extract.side(a.side, a.videos, a.weights, a.overrides, settings))
+
+    parser = command(benches, "extract", "items read, encoded and extracted a second", run)
+    add_extraction(parser)
+
+
+def _bench_decode(benches: Any) -> None:
+    def run(a: argparse.Namespace) -> str:
+        from pave import bench_extract
+
+        return bench_extract.table(bench_extract.decode(a.video))
+
+    parser = command(benches, "decode", "32 frames of a video against all of them", run)
+    parser.add_argument("video", type=Path)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pave.encoders import _weights
 from pave.io import store
 from pave.types import UserError
 
@@ -178,7 +179,7 @@ def load(path: Path) -> Tower:
         raise UserError(f"{path}: width {width} and {stated} heads; state the number of heads as metadata 'heads'")
     with torch.device("meta"):
         tower = Tower(width, depth, heads, out_dim)
-    _check_names(path, state, tower.state_dict())
+    _weights.check(path, "an ImageBind audio tower", state, tower.state_dict())
     tower.load_state_dict({name: t.float() for name, t in state.items()}, assign=True)
     return tower.eval()
 
@@ -186,14 +187,3 @@ def load(path: Path) -> Tower:
 def save(tower: Tower, path: Path) -> None:
     """Write a tower as .safetensors that `load` reads; the huge one alone is 345 MB."""
     store.write_safetensors(path, store.Tensors(tower.state_dict(), {"heads": str(tower.heads)}))
-
-
-def _check_names(path: Path, found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
-    problems = {
-        "missing": sorted(wanted.keys() - found.keys()),
-        "unexpected": sorted(found.keys() - wanted.keys()),
-        "misshapen": sorted(n for n in wanted.keys() & found.keys() if wanted[n].shape != found[n].shape),
-    }
-    if any(problems.values()):
-        text = "; ".join(f"{len(n)} {kind}, such as {', '.join(n[:3])}" for kind, n in problems.items() if n)
-        raise UserError(f"{path}: not an ImageBind audio tower: {text}; give the file as published")

@@ -1,24 +1,89 @@
 """The exo side: cameras that watch from outside, as tokens of the base's own tower before its projector.
 
-files:  a folder with one file a view, of ours (*.safetensors: float[T,P,C]) or as published (*.pt: the same, T = 32,
-        P = 14*14, C = 1152); at each moment the views follow one another, so K = T * V
+find:   DIR/<take>/<camera>.mp4, or Ego-Exo4D as downloaded; a video a view, the wearer's own cameras left out
+encode: video -> SideTokens float[T,P,C] of evenly spaced frames, each at its time; T = 32, P = 14*14, C = 1152
+files:  a folder with one file a view, of ours (*.safetensors: float[T,P,C]) or as published (*.pt: the same); at each
+        moment the views follow one another, so K = T * V
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from pave.encoders import siglip
 from pave.io import store
-from pave.sides import _published
-from pave.types import SideTokens, UserError
+from pave.io.video import read_frames, uniform
+from pave.nn import grid
+from pave.sides import _frames, _published
+from pave.types import Clip, Item, SideTokens, UserError
 
 DIM = 1152
 """Width of the published features."""
-EXTRACTOR = "llava_onevision_tower"
+EXTRACTORS = ("llava_onevision_tower",)
+DOWNLOADED = "frame_aligned_videos/downscaled/448"
+"""Where Ego-Exo4D keeps the videos of a take."""
+EGO = re.compile(r"(aria|ego)\d*(_.*)?")
+"""Names of cameras that the wearer carries, as aria01_214-1."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a view becomes tokens."""
+
+    frames: int = 32
+    """Evenly spaced over the video; with as many key frames, each sees its own moment in every view."""
+
+    def __post_init__(self) -> None:
+        if self.frames < 1:
+            raise UserError(f"frames={self.frames}: must be above 0")
+
+
+def extractor(options: Options) -> str:
+    """Id of the tower and its pooling, whatever the options."""
+    return EXTRACTORS[0]
+
+
+def find(source: Path) -> list[Item]:
+    """Every outside camera, named <take>/<camera>, or in Ego-Exo4D as the task `egoexo` looks for it. UserError: none.
+
+    Of Ego-Exo4D the folder may be the whole download or its `takes`.
+    """
+    takes = source / "takes" if (source / "takes").is_dir() else source
+    named = {f"takes/{f.relative_to(takes).with_suffix('')}": f for f in takes.glob(f"*/{DOWNLOADED}/*.mp4")}
+    named = named or {str(f.relative_to(source).with_suffix("")): f for f in source.glob("*/*.mp4")}
+    items = sorted(Item(name, file) for name, file in named.items() if not EGO.fullmatch(file.stem))
+    if not items:
+        raise UserError(
+            f"{source}: {len(named)} videos, none of an outside camera; expected <take>/<camera>.mp4 or "
+            f"takes/<take>/{DOWNLOADED}/<camera>.mp4"
+        )
+    return items
+
+
+def build(weights: Path, options: Options, device: torch.device) -> siglip.Tower:
+    """The tower of the base that will be patched, from its folder. UserError: not such a folder."""
+    return siglip.load(weights).to(device)
+
+
+def reader(encoder: siglip.Tower, options: Options) -> Callable[[Path], Clip]:
+    """From a video to frames in the tower's size, and their times. UserError: no video, damaged."""
+    return partial(_look, frames=options.frames, size=encoder.image_size)
+
+
+def _look(path: Path, frames: int, size: int) -> Clip:
+    return read_frames(path, lambda seconds, fps: uniform(len(seconds), frames), partial(siglip.prepare, size=size))
+
+
+def encode(clip: Clip, encoder: siglip.Tower, options: Options) -> SideTokens:
+    """Tokens of one view on the CPU, pooled as the base pools its own, each frame's with its time."""
+    return _frames.encode(clip, encoder, grid.halve)
 
 
 def load(path: Path) -> SideTokens:
@@ -54,5 +119,5 @@ def _interleave(files: Sequence[Path], folder: Path) -> SideTokens:
 def _read(file: Path) -> SideTokens:
     """float32[T,P,C] of one view."""
     if file.suffix != ".pt":
-        return store.read(file, EXTRACTOR)
+        return store.read(file, EXTRACTORS)
     return SideTokens(_published.read(file, lambda shape: len(shape) == 3, "(steps, tokens, width)"))
