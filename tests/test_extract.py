@@ -17,12 +17,13 @@ import torch
 from clips import tone, write_clip
 from safetensors.torch import load_file
 
-from pave import extract
+from pave import doctor, extract
 from pave.io import store
 from pave.io.workers import read_all
 from pave.sides import audio
 from pave.types import Item, UserError
 
+ROOT = Path(__file__).parent.parent
 TOWER = "asset:sideworld/audio.safetensors"
 LIST = [Item(name, Path(name)) for name in ("a", "slow", "b", "dies", "bad", "c")]
 
@@ -188,3 +189,16 @@ def check_killed(folder: Path, clips: int, every: float) -> None:
     assert kills
     assert run(folder / "list.txt", folder / "whole") == clips
     assert files(out) == files(folder / "whole")
+
+
+def test_torchrun_and_a_slurm_array_do_their_parts(sounds: Path, tmp_path: Path) -> None:
+    """One process a part, as the launchers start them; the doctor finds the parts to be the whole."""
+    run(sounds, tmp_path / "whole")
+    place = {**os.environ, "SLURM_SUBMIT_DIR": str(ROOT), "DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
+    script = ["bash", str(ROOT / "scripts/slurm/extract.sbatch"), "audio", str(sounds), str(tmp_path / "array"), TOWER]
+    array = {"SLURM_ARRAY_TASK_MIN": "0", "SLURM_ARRAY_TASK_COUNT": "2"}
+    jobs = [subprocess.Popen(script, env={**place, **array, "SLURM_ARRAY_TASK_ID": str(i)}) for i in range(2)]
+    assert [job.wait() for job in jobs] == [0, 0]
+    assert files(tmp_path / "array") == files(tmp_path / "whole")
+    report = doctor.check_store(tmp_path / "array", source=sounds)
+    assert report.problems == 0

@@ -1,4 +1,7 @@
-"""The published recipes: configs hold the published numbers, count as many parameters, and are what the scripts run."""
+"""The published recipes: configs hold the published numbers, count as many parameters, and are what the scripts run.
+
+What they do with data is in test_recipe_runs.py.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from conftest import World
-from safetensors.torch import load_file
-from tiny import make_config
 
 from pave import checkpoint, cli, config, plug, train
 from pave.config import Config
@@ -65,6 +65,8 @@ RECIPES = {
         *("avsd", "test", ("dense", "audio"), 2, 8, 2, {"7b": 8_996_352}), published=("160.0",)
     ),
 }
+FOLDERS = {("avsd", "audio"): "Charades_*_audio_imagebind_feat", ("llava_video", "dense"): "languagebind_feat"}
+"""Of features, where the published names are known."""
 SINGLE = [name for name in RECIPES if name != "multiple_side_channels"]
 
 
@@ -73,13 +75,24 @@ def file_of(name: str) -> Path:
 
 
 def header(name: str) -> list[str]:
-    return [line[1:].strip() for line in file_of(name).read_text().splitlines() if line.startswith("#")]
+    """The comment above a config, line by line; a command that goes on in the next line is one."""
+    text = re.sub(r"\\\n# +", "", file_of(name).read_text())
+    return [line[1:].strip() for line in text.splitlines() if line.startswith("#")]
+
+
+def commands(name: str, start: str) -> list[list[str]]:
+    """The words of the header's lines that start so; columns of numbers are left out."""
+    return [shlex.split(re.split("  +", line)[0]) for line in header(name) if line.startswith(start)]
+
+
+def variants(name: str) -> list[list[str]]:
+    """The overrides of the header: LoRA alone, learnable queries, 7B."""
+    return [words[1:] for words in commands(name, "... ")]
 
 
 def on_7b(name: str) -> Config:
     """With the overrides that the header gives for 7B."""
-    line = next(line for line in header(name) if "7B column" in line)
-    return config.load(file_of(name), re.split("  +", line.removeprefix("... "))[0].split())
+    return config.load(file_of(name), variants(name)[2])
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -96,7 +109,7 @@ def test_the_numbers_are_the_published_ones(name: str, tmp_path: Path) -> None:
         assert (patch.width, patch.side_width, patch.heads, patch.depth) == (512, 512, 4, recipe.depth)
         assert patch.rope == recipe.rope
         assert (patch.conv_blocks, patch.queries, patch.values, patch.neighborhood) == ([], [], "key", "chunks")
-        assert patch.features == f"features/{side}"
+        assert patch.features == FOLDERS.get((recipe.task, side), f"features/{side}")
     arguments = train.training_arguments(resolved, tmp_path)
     assert arguments.per_device_train_batch_size == recipe.batch
     assert arguments.gradient_accumulation_steps == recipe.accumulation
@@ -145,7 +158,7 @@ def test_the_second_patch_starts_from_the_first_recipe() -> None:
     assert (dense.init, resolved.lora.init) == ("somewhere", "somewhere")
     assert (dense.train, audio.train, resolved.lora.train, audio.init) == (False, True, True, "")
     trained = on_7b("enhanced_video").sides["dense"]
-    assert dataclasses.replace(dense, init="", train=True) == trained
+    assert dataclasses.replace(dense, init="", train=True, features=trained.features) == trained
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -160,30 +173,26 @@ def test_show_needs_no_weights(name: str, capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_header_says_what_there_is_to_know(name: str) -> None:
     """Commands that parse, overrides that resolve, the published numbers, the hardware, the script."""
-    lines = header(name)
-    text = " ".join(lines)
+    text = " ".join(header(name))
     assert "Hardware:" in text
-    assert f"scripts/recipes/{name}.sh" in text
     for number in RECIPES[name].published:
         assert re.search(rf"(?<![\d.]){re.escape(number)}(?![\d])", text), number
     steps = RECIPES[name].batch * RECIPES[name].accumulation * 8
     assert f"{steps} samples a step" in text
-    for line in lines:
-        words = shlex.split(re.split("  +", line)[0]) if line.startswith(("pave ", "... ")) else []
-        if words[:1] == ["pave"]:
-            arguments = cli._parse(words[1:])
-            assert str(arguments.config if words[1] == "train" else arguments.ckpt) == f"configs/{name}.yaml"
-            config.load(file_of(name), arguments.overrides)
-        elif words:
-            config.load(file_of(name), words[1:])
+    assert commands(name, "bash ")[0][:4] == ["bash", f"scripts/recipes/{name}.sh", "DATA", "OUT"]
+    for words in [*commands(name, "bash "), *commands(name, "... ")]:
+        config.load(file_of(name), [word for word in words if "=" in word])
+    for words in commands(name, "pave "):
+        arguments = cli._parse(words[1:])
+        assert str(arguments.ckpt) == f"configs/{name}.yaml"
+        config.load(file_of(name), arguments.overrides)
 
 
 @pytest.mark.parametrize("name", SINGLE)
 def test_what_the_paper_compares_with_is_one_override(name: str) -> None:
     """Video alone has LoRA and no patch; learnable queries replace the map of the video's own."""
     (side,) = RECIPES[name].sides
-    lines = [re.split("  +", line.removeprefix("... "))[0] for line in header(name) if line.startswith("... ")]
-    alone, queries, _ = (config.load(file_of(name), shlex.split(line)) for line in lines)
+    alone, queries, _ = (config.load(file_of(name), words) for words in variants(name))
     model = checkpoint.create(alone, weights=False)
     assert not model.patches
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == LORA["0.5b"]
@@ -192,32 +201,11 @@ def test_what_the_paper_compares_with_is_one_override(name: str) -> None:
     assert patch.query_in is None
 
 
-@pytest.mark.parametrize("variant", ["alone", "queries"])
-def test_the_variants_train(variant: str, world: World, tmp_path: Path) -> None:
-    """On the tiny base: LoRA without a patch learns too, although nothing in its embeddings asks for a gradient."""
-    resolved = make_config(world.base, world.data, max_steps=2, gradient_checkpointing=True)
-    side = dataclasses.replace(resolved.sides["audio"], queries=[4, 1])
-    resolved = dataclasses.replace(resolved, sides={} if variant == "alone" else {"audio": side})
-    train.main(resolved, tmp_path)
-    up = [x for name, x in load_file(tmp_path / "final/adapter_model.safetensors").items() if "lora_B" in name]
-    assert up
-    assert all(x.abs().max() > 0 for x in up)
-    patch = load_file(tmp_path / "final/patch.safetensors")
-    assert bool(patch) == (variant == "queries")
-    assert not patch or patch["audio.out_norm.weight"].abs().max() > 0
-
-
-def test_zero_shot_needs_a_config_and_no_checkpoint(world: World, tmp_path: Path) -> None:
-    (tmp_path / "run.yaml").write_text(config.dump(make_config(world.base, world.data)))
-    words = f"eval --ckpt {tmp_path}/run.yaml --base-only --out {tmp_path}/out --workers 0 --max-new-tokens 2"
-    assert cli.main(words.split()) == 0
-    assert (tmp_path / "out/metrics.json").is_file()
-
-
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_script_trains_its_config_and_scores_it(name: str, tmp_path: Path) -> None:
     """With programs that only write down how they were called."""
     shutil.copytree(ROOT / "scripts/recipes", tmp_path / "scripts/recipes")
+    shutil.copy(ROOT / "scripts/train.sh", tmp_path / "scripts/train.sh")
     (tmp_path / "scripts/setup.sh").write_text("")
     (tmp_path / ".venv/bin").mkdir(parents=True)
     for program in ("torchrun", "pave"):
@@ -226,10 +214,13 @@ def test_the_script_trains_its_config_and_scores_it(name: str, tmp_path: Path) -
         stub.chmod(0o755)
     script = tmp_path / f"scripts/recipes/{name}.sh"
     assert os.access(script, os.X_OK)
-    subprocess.run(["bash", script, "DATA", "OUT", "train.seed=1", "--resume"], check=True, cwd="/")
+    words, environment = ["DATA", "OUT", "train.seed=1", "--resume"], {**os.environ, "PROCESSES": "3"}
+    done = subprocess.run(
+        ["bash", script, *words], capture_output=True, text=True, cwd="/", env=environment, check=True
+    )
     calls = [call.split() for call in (tmp_path / "calls").read_text().splitlines()]
     launcher, call = " ".join(calls[0]).split(" -m pave.cli ")
-    assert launcher == "torchrun --standalone --nproc-per-node gpu"
+    assert launcher == "torchrun --standalone --nproc-per-node 3"
     arguments = cli._parse(call.split())
     assert (str(arguments.config), str(arguments.out), arguments.resume) == (f"configs/{name}.yaml", "OUT", True)
     resolved = config.load(ROOT / arguments.config, arguments.overrides)
@@ -238,6 +229,7 @@ def test_the_script_trains_its_config_and_scores_it(name: str, tmp_path: Path) -
     assert (ROOT / resolved.train["deepspeed"]).is_file()
     if name == "enhanced_video":
         assert len(calls) == 1
+        assert "OUT/final is trained, not scored" in done.stdout
     else:
         scored = cli._parse(calls[1][1:])
         assert (str(scored.ckpt), scored.max_new_tokens) == ("OUT/final", 1024)

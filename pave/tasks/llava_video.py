@@ -1,7 +1,8 @@
 """LLaVA-Video-178K, open-ended questions on videos of one to three minutes: for training only.
 
 Below root, for each folder of FOLDERS, <folder>_v0_1/<folder>_oe_v0_1_qa_processed.json, with the videos of its
-archives unpacked beside it. One made-up record:
+archives unpacked beside it. A feature file is named as the video without its first folder, as released:
+activitynet/v_abc. One made-up record:
 
     {"id": "v_abc", "video": "academic_source/activitynet/v_abc.mp4", "data_source": "1_2_m_academic_v0_1",
      "conversations": [{"from": "human", "value": "<image>\\nWhat is shown?"}, {"from": "gpt", "value": "A street."}]}
@@ -12,13 +13,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pave.tasks import _read
+from pave.tasks import _prepare, _read
 from pave.types import Prediction, Question, UserError
 
 FOLDERS = ("1_2_m_academic", "1_2_m_youtube", "2_3_m_academic", "2_3_m_youtube")
+SPLITS = ("train",)
+EXPECTED: dict[str, int] = {}
+"""The numbers of questions differ between revisions of the data set."""
 PER_VIDEO = 2
 """Questions of a video that the release learns: the first in the file."""
 
@@ -30,7 +34,7 @@ def load(split: str, root: Path) -> list[Question]:
         files = {"train": f"{folder}_v0_1/{folder}_oe_v0_1_qa_processed.json"}
         file = _read.annotation("llava_video", split, files, root)
         seen: Counter[str] = Counter()
-        for question in _read.questions(file, _read.rows, partial(_question, f"{folder}_v0_1")):
+        for question in _read.records(file, _read.rows, partial(_question, f"{folder}_v0_1")):
             seen[question.qid] += 1
             if seen[question.qid] <= PER_VIDEO:
                 found.append(question)
@@ -38,19 +42,15 @@ def load(split: str, root: Path) -> list[Question]:
 
 
 def _question(folder: str, raw: Any) -> Iterable[Question]:
-    turns = _read.field(raw, "conversations", list)
-    speakers = [_read.field(turn, "from", str) for turn in turns]
-    if not turns or speakers != ["human", "gpt"] * (len(turns) // 2):
-        raise ValueError(f"has turns of {speakers}, expected human and gpt in turn")
-    # The tag marks where the video goes, which the base decides.
-    said = [_read.field(turn, "value", str).replace("<image>", "").strip() for turn in turns]
-    *history, (question, answer) = zip(said[::2], said[1::2])
+    *history, (question, answer) = ((q.strip(), a.strip()) for q, a in _read.turns(raw))
+    video = _read.field(raw, "video", str)
     yield Question(
         qid=_read.ident(raw, "id"),
-        video=f"{folder}/{_read.field(raw, 'video', str)}",
+        video=f"{folder}/{video}",
         text=question,
         answers=(answer,),
         history=tuple(history),
+        features=str(PurePosixPath(video.split("/", 1)[-1]).with_suffix("")),
     )
 
 
@@ -72,3 +72,21 @@ def score(pairs: Iterable[tuple[Question, Prediction | None]]) -> dict[str, floa
 def chance(questions: Sequence[Question]) -> dict[str, float]:
     """There is no such thing for free text."""
     return {}
+
+
+def prepare(raw: Path, out: Path) -> list[str]:
+    """The first two records of every video, as the release learns them, one file for each folder."""
+    lines = []
+    for folder in FOLDERS:
+        name = f"{folder}_v0_1/{folder}_oe_v0_1_qa_processed"
+        file = _read.annotation("llava_video", "train", {"train": f"{name}.json"}, raw)
+        seen: Counter[str] = Counter()
+        lines.append(_prepare.write(out / f"{name}_2pv.json", _read.records(file, _read.rows, partial(_first, seen))))
+    return lines
+
+
+def _first(seen: Counter[str], raw: Any) -> Iterable[Any]:
+    video = _read.ident(raw, "id")
+    seen[video] += 1
+    if seen[video] <= PER_VIDEO:
+        yield raw

@@ -1,19 +1,17 @@
 # Sourced by the recipes beside it: what they share, from the data to the score.
-#   bash scripts/recipes/NAME.sh DATA OUT [key=value ...] [--resume]     # GPUS=2 for two of the node's GPUs
+#   bash scripts/recipes/NAME.sh DATA OUT [key=value ...] [--resume]     # PROCESSES=2 for two of the node's GPUs
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-bash scripts/setup.sh
-PATH="$PWD/.venv/bin:$PATH"
 DATA=${1:?folder of the data set} OUT=${2:?folder for checkpoints, answers and scores}
 shift 2
 
 # train CONFIG [key=value ...]: published recipe, ZeRO-2 over the GPUs; train.deepspeed=null goes without deepspeed.
 train() {
-  torchrun --standalone --nproc-per-node "${GPUS:-gpu}" -m pave.cli train "configs/$1.yaml" --out "$OUT" \
+  bash scripts/train.sh "configs/$1.yaml" --out "$OUT" \
     data.root="$DATA" train.deepspeed=configs/deepspeed/zero2.json "${@:2}"
 }
 
 # evaluate: answers as the release made them, in half precision, and their score.
 evaluate() {
-  pave eval --ckpt "$OUT/final" --out "$OUT/eval" --max-new-tokens 1024 base.dtype=float16
+  .venv/bin/pave eval --ckpt "$OUT/final" --out "$OUT/eval" --max-new-tokens 1024 base.dtype=float16
 }
