@@ -75,8 +75,12 @@ class Pave(nn.Module):
         self.base.hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
 
     def fuse(self, pixels: Tensor, sides: Mapping[str, SideBatch], frame_seconds: list[Tensor] | None = None) -> Tensor:
-        """float[B,T,3,h,w] and side-channels -> visual tokens float[B,N,D] for the LLM."""
-        query, embeds = self.base.encode(pixels)
+        """float[B,T,3,h,w], or stored tokens float[B,T,S,Q+D], and side-channels -> visual tokens float[B,N,D]."""
+        if pixels.ndim == 5:
+            query, embeds = self.base.encode(pixels)
+        else:
+            stored = pixels.to(self.base.hf.dtype)
+            query, embeds = stored.split([self.base.query_dim, self.base.embed_dim], -1)
         for name, patch in self.patches.items():
             if name in sides and self.patch_weights[name]:
                 update = self._update(patch, query, sides[name], frame_seconds).to(embeds.dtype)
@@ -86,19 +90,22 @@ class Pave(nn.Module):
     def _update(self, patch: nn.Module, query: Tensor, side: SideBatch, frame_seconds: list[Tensor] | None) -> Tensor:
         """What a patch adds, float[B,T,S,D]; exactly nothing for samples without this side-channel."""
         present = [i for i, steps in enumerate(side["steps"]) if steps > 0]
-        everyone = len(present) == len(query)
-        rows = slice(None) if everyone else torch.tensor(present, device=query.device)
-        seconds = side["seconds"]
+        # Where no sample has it, one runs on a step of zeros for nothing: ranks that share parameters wait in there.
+        run = present or [0]
+        rows = slice(None) if len(run) == len(query) else torch.tensor(run, device=query.device)
+        seconds = side["seconds"] if present else [torch.zeros(1)]
         update = patch(
             query[rows],
             side["x"][rows],
-            [side["steps"][i] for i in present],
-            seconds=[seconds[i] for i in present] if seconds else None,
-            frame_seconds=[frame_seconds[i] for i in present] if frame_seconds else None,
+            [side["steps"][i] or 1 for i in run],
+            seconds=[seconds[i] for i in run] if seconds else None,
+            frame_seconds=[frame_seconds[i] for i in run] if frame_seconds else None,
         )
-        if everyone:
+        if not present:
+            update = update.masked_fill(torch.tensor(True, device=update.device), 0.0)
+        if isinstance(rows, slice):
             return update
-        return update.new_zeros(*query.shape[:3], update.shape[-1]).index_copy(0, torch.as_tensor(rows), update)
+        return update.new_zeros(*query.shape[:3], update.shape[-1]).index_copy(0, rows, update)
 
     def splice(
         self,
@@ -108,17 +115,20 @@ class Pave(nn.Module):
         frame_seconds: list[Tensor] | None = None,
     ) -> Tensor:
         """int[B,L] with VIDEO at every visual position -> float[B,L,D]; videos fill the positions in order."""
-        embeds = self.base.hf.get_input_embeddings()(ids.clamp(min=0))
         if pixels is None:
-            return embeds
-        visual = self.fuse(pixels, sides, frame_seconds).to(embeds.dtype)
-        places = ids == VIDEO
+            return self.base.hf.get_input_embeddings()(ids.clamp(min=0))
+        visual = self.fuse(pixels, sides, frame_seconds)
         # A row whose end was cut uses the first rows of its video, so each row starts at a video of its own.
         rows = visual.shape[1]
-        videos = (places.sum(1) + rows - 1) // rows
-        first = (videos.cumsum(0) - videos) * rows
+        videos = ((ids == VIDEO).sum(1) + rows - 1) // rows
+        return self.place(ids, visual.flatten(0, 1), (videos.cumsum(0) - videos) * rows)
+
+    def place(self, ids: Tensor, visual: Tensor, first: Tensor) -> Tensor:
+        """int[B,L] with VIDEO -> float[B,L,D]; a row takes those of `visual` float[M,D] from its `first` int[B] on."""
+        embeds = self.base.hf.get_input_embeddings()(ids.clamp(min=0))
+        places = ids == VIDEO
         source = (first[:, None] + places.cumsum(1) - 1).clamp(min=0)
-        return torch.where(places[..., None], visual.flatten(0, 1)[source], embeds)
+        return torch.where(places[..., None], visual.to(embeds.dtype)[source], embeds)
 
     def forward(
         self,

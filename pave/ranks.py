@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+from accelerate import DistributedType
 from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import TrainingArguments
@@ -16,10 +17,17 @@ from pave.types import UserError
 
 
 def check_launcher(config: Config) -> None:
-    """Raises UserError for settings that one process without a launcher cannot do."""
+    """Raises UserError for settings that one process without a launcher cannot do, or that exclude each other."""
+    if config.base.quantize == "int8" and config.train.get("fsdp"):
+        raise UserError("base.quantize=int8: FSDP2 cannot split such weights; use nf4, or train.deepspeed")
     for name in ("deepspeed", "fsdp"):
         if config.train.get(name) and "RANK" not in os.environ:
             raise UserError(f"train.{name}: needs torchrun, for one process too: PROCESSES=1 bash scripts/train.sh ...")
+
+
+def uneven(config: Config) -> bool:
+    """Whether one rank's batch may lack a side-channel that another's has."""
+    return bool(config.data.mix) or config.data.missing == "absent"
 
 
 def join(arguments: TrainingArguments) -> str:
@@ -28,9 +36,22 @@ def join(arguments: TrainingArguments) -> str:
     Raises UserError for several GPUs in one process: its batches cannot be split.
     """
     device = arguments.device
+    if device.type == "cpu":
+        _rehearse(arguments)
     if arguments.n_gpu > 1:
         raise UserError(f"{arguments.n_gpu} GPUs but one process; start with scripts/train.sh, or hide all but one GPU")
     return f"{arguments.world_size} process(es), this one on {device}"
+
+
+def _rehearse(arguments: TrainingArguments) -> None:
+    """What CPU ranks need beyond what the Trainer does for GPU ranks."""
+    if arguments.fsdp:
+        # Else accelerate leaves FSDP out without a word: it shards only over what it takes for GPUs.
+        arguments.distributed_state.distributed_type = DistributedType.MULTI_GPU
+    if arguments.deepspeed:
+        import deepspeed
+
+        deepspeed.init_distributed("gloo", auto_mpi_discovery=False)
 
 
 @contextmanager

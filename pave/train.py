@@ -83,8 +83,7 @@ def training_arguments(config: Config, out: Path) -> TrainingArguments:
     check_arguments(config)
     on_gpu = torch.cuda.is_available()
     hardware = {"bf16": on_gpu and torch.cuda.is_bf16_supported(), "tf32": on_gpu or None, "use_cpu": not on_gpu}
-    # In a joint training a step may hold no sample that feeds a certain patch.
-    unused = {"ddp_find_unused_parameters": bool(config.data.mix)}
+    unused = {"ddp_find_unused_parameters": ranks.uneven(config)}
     try:
         with warnings.catch_warnings():
             # gradient_checkpointing has a new name in newer versions of transformers; the old one works in all of v5.
@@ -163,7 +162,7 @@ class PaveTrainer(Trainer):
         self.counts = mix.shares(config, [len(part) for part in parts.values()])
         optimizer, settings = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
         # Ranks that share parameters must all run a patch that one of them runs.
-        together = config.data.mix and (arguments.deepspeed or arguments.fsdp)
+        together = ranks.uneven(config) and (arguments.deepspeed or arguments.fsdp)
         widths = {name: side.dim for name, side in config.sides.items()} if together else None
         super().__init__(
             model=model,
@@ -172,8 +171,6 @@ class PaveTrainer(Trainer):
             data_collator=functools.partial(collate, pad_id=model.base.tokenizer.pad_token_id, widths=widths),
             optimizer_cls_and_kwargs=(optimizer, {**settings, "params": parameter_groups(config, model, arguments)}),
         )
-        if arguments.fsdp and not self.is_fsdp_enabled:
-            raise UserError("train.fsdp: shards over GPUs only, and here is none; leave it out")
         self.add_callback(mix.Epochs(list(parts.values())))
         # Whether the Trainer counts label tokens and leaves dividing by them to `compute_loss`.
         self.model_accepts_loss_kwargs = arguments.average_tokens_across_devices

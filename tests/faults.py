@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,19 @@ from transformers import TrainerState
 
 from pave import checkpoint, config, train
 from pave.tasks import sideworld
-from pave.types import Question, UserError
+from pave.types import Question
 
 OPTIONS = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+ACCELERATE = (
+    *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"),
+    *("--mixed_precision=no", "--dynamo_backend=no"),
+)
 
 
-def launch(*runs: list[str], processes: int = 0) -> subprocess.CompletedProcess[str]:
-    """Do these runs, one after the other, in one process or in so many ranks."""
+def launch(*runs: list[str], how: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+    """Do these runs, one after the other, in one process or in two ranks of a launcher."""
     arguments = [text for run in runs for text in ("--", *run)][1:]
-    how = [*TORCHRUN, str(processes)] if processes else []
     return subprocess.run(
         [sys.executable, *how, __file__, *arguments],
         capture_output=True,
@@ -61,14 +64,6 @@ def interrupted(run: str, out: str, *overrides: str) -> None:
     train.main(settings(run, overrides), Path(out, "stopped"), resume=True)
 
 
-def refused(run: str, out: str, *overrides: str) -> None:
-    """A run that cannot be; its error goes into the file OUT."""
-    try:
-        train.main(config.load(run, overrides), Path(out).parent)
-    except UserError as error:
-        Path(out).write_text(str(error))
-
-
 def dead(run: str, out: str, *overrides: str) -> None:
     """Rank 1 dies."""
     at_micro_step(5, die)
@@ -93,31 +88,9 @@ def killed(run: str, out: str, *overrides: str) -> None:
 
 
 def settings(run: str, overrides: tuple[str, ...]) -> config.Config:
-    """The config of a run; prepares what CPU ranks need."""
+    """The config of a run, with answers of several lengths."""
     sideworld.target = wordy
-    loaded = config.load(run, overrides)
-    if "zero3" in loaded.train.get("deepspeed", ""):
-        import deepspeed
-
-        # On GPUs the Trainer does this.
-        deepspeed.init_distributed("gloo", auto_mpi_discovery=False)
-    if "fsdp" in loaded.train:
-        fsdp_on_cpu()
-    return loaded
-
-
-def fsdp_on_cpu() -> None:
-    """Let accelerate take CPU ranks for GPU ranks: it shards over no others."""
-    from accelerate import DistributedType, PartialState
-
-    start = PartialState.__init__
-
-    def as_gpus(self: PartialState, *arguments: Any, **options: Any) -> None:
-        start(self, *arguments, **options)
-        if self.distributed_type == DistributedType.MULTI_CPU:
-            self.distributed_type = DistributedType.MULTI_GPU
-
-    PartialState.__init__ = as_gpus
+    return config.load(run, overrides)
 
 
 def at_micro_step(number: int, fault: Callable[[], None]) -> None:
@@ -171,7 +144,7 @@ def stop_at(point: str, out: Path) -> None:
     checkpoint.write, TrainerState.save_to_json, train.PaveTrainer._save_rng_state = patch, state, optimizer
 
 
-FAULTS = {"plain": plain, "interrupted": interrupted, "dead": dead, "refused": refused, "killed": killed}
+FAULTS = {"plain": plain, "interrupted": interrupted, "dead": dead, "killed": killed}
 
 if __name__ == "__main__":
     for last, group in itertools.groupby(sys.argv[1:], lambda text: text == "--"):

@@ -75,11 +75,9 @@ def test_two_processes(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyP
         ["plain", single, f"{tmp_path}/two"],
         ["interrupted", single, f"{tmp_path}/resumed", "lora.dropout=0.1"],
         ["interrupted", mixed, f"{tmp_path}/mixed"],
-        ["refused", single, f"{tmp_path}/error", "train.fsdp=true"],
-        processes=2,
+        how=faults.ACCELERATE,
     )
     assert done.returncode == 0, done.stderr
-    assert "train.fsdp: shards over GPUs only" in (tmp_path / "error").read_text()
     check_equal(alone(run, tmp_path / "one", monkeypatch), tmp_path / "two")
     check_equal(alone(joint, tmp_path / "joint", monkeypatch), tmp_path / "mixed/whole")
     check_resumed(tmp_path / "resumed")
@@ -91,7 +89,7 @@ def test_two_processes(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_dead_rank_ends_the_run_with_a_message(world: World, tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(config.dump(make_run(world)))
     start = time.monotonic()
-    done = faults.launch(["dead", f"{tmp_path}/run.yaml", f"{tmp_path}/out"], processes=2)
+    done = faults.launch(["dead", f"{tmp_path}/run.yaml", f"{tmp_path}/out"], how=faults.TORCHRUN)
     assert done.returncode != 0
     assert time.monotonic() - start < 60
     assert "rank      : 1" in done.stderr
@@ -99,44 +97,65 @@ def test_a_dead_rank_ends_the_run_with_a_message(world: World, tmp_path: Path) -
     assert Path(train.newest_checkpoint(tmp_path / "out")).name == "checkpoint-2"
 
 
-@pytest.mark.parametrize("joint", [False, True])
+@pytest.mark.parametrize("joint", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_fsdp2(world: World, tmp_path: Path, joint: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = make_joint_run(world, tmp_path) if joint else make_run(world)
-    (tmp_path / "run.yaml").write_text(config.dump(run))
     options = ["train.fsdp=true", f"train.fsdp_config={ROOT}/configs/fsdp2.json"]
-    done = faults.launch(["interrupted", f"{tmp_path}/run.yaml", f"{tmp_path}/two", *options], processes=2)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "two/whole/checkpoint-4/pytorch_model_fsdp.bin").exists()
-    check_equal(alone(run, tmp_path / "one", monkeypatch), tmp_path / "two/whole")
-    check_resumed(tmp_path / "two")
+    run = make_joint_run(world, tmp_path) if joint else make_run(world)
+    in_pieces({"run": run}, options, tmp_path, monkeypatch)
+    assert (tmp_path / "run/whole/checkpoint-4/pytorch_model_fsdp.bin").exists()
 
 
 @NO_DEEPSPEED
 @pytest.mark.slow
-@pytest.mark.parametrize("joint", [False, True])
 @pytest.mark.parametrize("stage", [2, 3])
-def test_zero(world: World, tmp_path: Path, stage: int, joint: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    start = make_joint_run(world, tmp_path) if joint else make_run(world)
-    first = alone(start, tmp_path / "start", monkeypatch) / "final"
-    # ZeRO-3 loads the base in another way, which leaves other random numbers for a fresh patch.
-    sides = {name: dataclasses.replace(side, init=str(first)) for name, side in start.sides.items()}
-    run = dataclasses.replace(start, sides=sides, lora=dataclasses.replace(start.lora, init=str(first)))
-    (tmp_path / "run.yaml").write_text(config.dump(run))
-    option = f"train.deepspeed={ROOT}/configs/deepspeed/zero{stage}.json"
-    done = faults.launch(["interrupted", f"{tmp_path}/run.yaml", f"{tmp_path}/two", option], processes=2)
+def test_zero(world: World, tmp_path: Path, stage: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = {}
+    for name, start in {"run": make_run(world), "joint": make_joint_run(world, tmp_path)}.items():
+        first = alone(start, tmp_path / f"{name} start", monkeypatch) / "final"
+        # ZeRO-3 loads the base in another way, which leaves other random numbers for a fresh patch.
+        sides = {side: dataclasses.replace(patch, init=str(first)) for side, patch in start.sides.items()}
+        runs[name] = dataclasses.replace(start, sides=sides, lora=dataclasses.replace(start.lora, init=str(first)))
+    in_pieces(runs, [f"train.deepspeed={ROOT}/configs/deepspeed/zero{stage}.json"], tmp_path, monkeypatch)
+    pieces = {f.name for f in (tmp_path / "run/whole/checkpoint-4/global_step4").iterdir()}
+    assert {name for name in pieces if "optim_states" in name} == {
+        f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in (0, 1)
+    }
+
+
+def in_pieces(runs: dict[str, Config], options: list[str], out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two ranks that share parameters do each run as one process does, and resume it bit by bit."""
+    for name, run in runs.items():
+        (out / f"{name}.yaml").write_text(config.dump(run))
+    done = faults.launch(
+        *(["interrupted", f"{out}/{name}.yaml", f"{out}/{name}", *options] for name in runs), how=faults.TORCHRUN
+    )
     assert done.returncode == 0, done.stderr
-    check_equal(alone(run, tmp_path / "one", monkeypatch), tmp_path / "two/whole")
-    check_resumed(tmp_path / "two")
+    for name, run in runs.items():
+        check_equal(alone(run, out / f"{name} alone", monkeypatch), out / name / "whole")
+        check_resumed(out / name)
 
 
 @pytest.mark.parametrize(
-    ("option", "message"),
+    ("quantize", "option", "message"),
     [
-        ({"fsdp": True}, r"train\.fsdp: needs torchrun"),
-        ({"deepspeed": "zero2.json"}, r"train\.deepspeed: needs torchrun"),
+        ("none", {"fsdp": True}, r"train\.fsdp: needs torchrun"),
+        ("none", {"deepspeed": "zero2.json"}, r"train\.deepspeed: needs torchrun"),
+        ("int8", {"fsdp": True}, r"base\.quantize=int8: FSDP2 cannot .* use nf4"),
+        ("int8", {}, r"base\.quantize=int8: the package bitsandbytes is not installed; pip install bitsandbytes, or"),
     ],
 )
-def test_what_one_process_without_gpus_cannot_do(world: World, tmp_path: Path, option: dict, message: str) -> None:
+def test_what_cannot_be(
+    world: World, tmp_path: Path, quantize: str, option: dict, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = make_run(world)
+    base = dataclasses.replace(run.base, quantize=quantize)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=message):
-        train.main(dataclasses.replace(run, train={**run.train, **option}), tmp_path)
+        train.main(dataclasses.replace(run, base=base, train={**run.train, **option}), tmp_path)
+
+
+def test_ranks_are_ready_for_a_side_channel_that_only_some_have(world: World, tmp_path: Path) -> None:
+    run = make_run(world)
+    gaps = dataclasses.replace(run, data=dataclasses.replace(run.data, missing="absent"))
+    found = [train.training_arguments(one, tmp_path).ddp_find_unused_parameters for one in (run, gaps)]
+    assert found == [False, True]

@@ -108,6 +108,38 @@ def test_each_task_feeds_its_own_patch(joint: Config) -> None:
     assert model.patches["audio"].side_in.weight.grad.abs().max() > 0
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"neighborhood": "seconds", "reach": 1.0},
+        {"neighborhood": "global", "values": "own"},
+        {"width": 512, "rope": True},
+        {"queries": [4, 1]},
+        {"conv_blocks": [1, 1, 1], "conv_strides": [1, 2, 2], "conv_scales": [1, 1, 2]},
+    ],
+    ids=str,
+)
+def test_a_patch_on_no_valid_step_adds_exactly_nothing(joint: Config, changes: dict[str, Any]) -> None:
+    sides = {"audio": joint.sides["audio"], "echo": dataclasses.replace(joint.sides["echo"], **changes)}
+    model = checkpoint.create(dataclasses.replace(joint, sides=sides))
+    for patch in model.patches.values():
+        torch.nn.init.normal_(patch.out_norm.weight)
+    near = Questions(mix.tasks(joint)["near"], model.base, "train", True)
+    samples = [near[0], near[5]]
+    for few in (samples[:1], samples[:2]):
+        model.zero_grad()
+        apart, together = (collate(few, 0, widths=widths) for widths in (None, {"audio": SIDE_DIM, "echo": SIDE_DIM}))
+        assert list(together["sides"]) == ["audio", "echo"]
+        losses = [model(**batch)["loss"] for batch in (apart, together)]
+        assert torch.equal(*losses)
+        losses[1].backward()
+        gradients = {name: p.grad for name, p in model.patches["echo"].named_parameters() if p.requires_grad}
+        assert all(torch.equal(grad, torch.zeros_like(grad)) for grad in gradients.values()), gradients
+        assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+        assert model.patches["audio"].side_in.weight.grad.abs().max() > 0
+
+
 def test_a_joint_run_trains_all_and_resumes(
     joint: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
