@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,8 +11,13 @@ from pave.types import UserError
 
 REPOSITORY = "zhuomingliu/PAVE"
 """On the hub; one zip file for each checkpoint."""
-ENCODERS = {"audio": "imagebind_huge.pth"}
-"""Sides that `pave demo` can make from the video itself, and the published weights of their encoders."""
+ENCODERS = {
+    "audio": ["encoder=imagebind_huge.pth"],
+    "dense": ["encoder=LanguageBind_Video_merge", "encoder_options=[tower=languagebind]"],
+}
+"""Sides that `pave demo` can make from the video itself, with the published weights of their encoders."""
+FOLDERS = {("avsd", "audio"): "Charades_*_audio_imagebind_feat"}
+"""Of published features below the data, where their names are known; else features/SIDE."""
 METRICS = {
     "avsd": ("CIDEr",),
     "avqa": ("accuracy",),
@@ -149,15 +154,20 @@ def commands(release: Release) -> list[str]:
     named = [f"sides.{side}.rope={str(release.rope).lower()}" for side in sides]
     ckpt = default_folder(release.name)
     model = [f"--ckpt {ckpt} --base {release.base} base.dtype=float16", *named]
-    stored = [f"sides.{side}.features=features/{side}" for side in sides]
-    made = [f"sides.{side}.encoder={ENCODERS[side]}" for side in sides if side in ENCODERS]
+    made = [f"sides.{side}.{setting}" for side in sides for setting in ENCODERS.get(side, ())]
     ready = [f"--features {side}=FEATURES" for side in sides if side not in ENCODERS]
     return [
         f"pave fetch {release.name}",
         *(
-            " ".join(["pave eval", *model, *stored, f"data.task={task} data.root=data/{task}"])
+            " ".join(["pave eval", *model, *_stored(sides, task), f"data.task={task} data.root=data/{task}"])
             + f" --split {SPLITS.get(task, 'test')} --max-new-tokens 1024 --out {ckpt}/{task}"
             for task in release.published
         ),
         " ".join(["pave demo", *model, *made, *ready, '--video VIDEO.mp4 --ask "What happens here?"']),
     ]
+
+
+def _stored(sides: Sequence[str], task: str) -> list[str]:
+    """Where the features of each side lie below the data."""
+    folders = [(side, FOLDERS.get((task, side), f"features/{side}")) for side in sides]
+    return [f"'sides.{side}.features={folder}'" for side, folder in folders]
