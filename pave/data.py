@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -13,9 +14,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pave import plug
+from pave import plug, video_tokens
 from pave.config import Config
 from pave.types import IGNORE, VIDEO, Clip, Question, SideTokens, UserError
+
+log = logging.getLogger(__name__)
 
 
 class Sample(NamedTuple):
@@ -25,7 +28,7 @@ class Sample(NamedTuple):
     """With VIDEO at every visual position."""
     labels: list[int]
     pixels: Tensor | None
-    """float[T,3,h,w]"""
+    """float[T,3,h,w], or what `pave extract video` stored: float[T,S,Q+D]"""
     frame_seconds: Tensor | None
     """float[T]"""
     sides: Mapping[str, SideTokens | None]
@@ -93,7 +96,9 @@ def _stack(tokens: Sequence[SideTokens | None]) -> dict[str, Any] | None:
 class Questions(Dataset[Sample]):
     """The questions of one split with their videos and features, read when asked for."""
 
-    def __init__(self, config: Config, base: Any, split: str, with_answers: bool, seed: int = 0) -> None:
+    def __init__(
+        self, config: Config, base: Any, split: str, with_answers: bool, seed: int = 0, complete: bool = True
+    ) -> None:
         self.config, self.base, self.with_answers, self.seed = config, base, with_answers, seed
         self.epoch = 0
         """Of the training; what a side draws at random differs from one to the next."""
@@ -102,66 +107,102 @@ class Questions(Dataset[Sample]):
         self.questions: list[Question] = self.task.load(split, self.root)
         self.plugins = plugins(config)
         self.donors = list(range(len(self.questions)))
-        """Whose side-channels each question gets: its own, unless shuffled."""
-        self.check()
+        """Whose side-channels each question gets where they are shuffled."""
+        self.shuffled: Collection[str] = ()
+        self.probes: Mapping[str, Callable[[SideTokens, str], SideTokens]] = {}
+        """What is done to the tokens of a side-channel, given something to draw from that is its video's own."""
+        if complete:
+            self.check()
 
     def __len__(self) -> int:
         return len(self.questions)
 
     def check(self) -> None:
         """Every file must be there before anything starts. Raises UserError naming the first and counting the rest."""
-        files = {self.video(q): "video" for q in self.questions}
+        video = "video tokens" if self.config.data.video_tokens else "video"
+        files = {self.video(q): video for q in self.questions}
         files |= {self.features(name, q): f"{name} features" for name in self.plugins for q in self.questions}
         missing = [(file, what) for file, what in files.items() if not file.exists()]
+        if self.config.data.missing == "absent":
+            absent = [file for file, what in missing if what != video]
+            log.info("%d of %d feature files are missing; their questions go without", len(absent), len(files))
+            missing = [(file, what) for file, what in missing if what == video]
         if missing:
             file, what = missing[0]
             hint = "" if what == "video" else f"; run `pave extract {what.split()[0]}` first"
             raise UserError(f"{file}: no such {what} file ({len(missing)} of {len(files)} files are missing){hint}")
 
     def video(self, question: Question) -> Path:
-        """Path of a question's video. Raises UserError if it climbs out of the data root."""
+        """Path of a question's video, or of what was stored of it. Raises UserError for one outside the data root."""
         path = self.root / question.video
         if not path.resolve().is_relative_to(self.root.resolve()):
             raise UserError(f"{question.video}: question {question.qid} points outside the data root {self.root}")
+        if self.config.data.video_tokens:
+            return self.root / self.config.data.video_tokens / Path(question.video).with_suffix(".safetensors")
         return path
 
     def features(self, side: str, question: Question) -> Path:
         """Path of a question's features: our file, or what was published (.pt or a folder) where there is none."""
-        bare = self.root / self.config.sides[side].features / (question.features or Path(question.video).stem)
-        files = [bare.with_name(bare.name + suffix) for suffix in (".safetensors", ".pt", "")]
-        return next((file for file in files if file.exists()), files[0])
+        return feature_file(self.root / self.config.sides[side].features, question)
 
     def lengths(self) -> list[int]:
         """About how long each sample is, in characters of text; the visual tokens are the same for all."""
         return [len(self.task.prompt(q)) + len(self.task.target(q)) for q in self.questions]
 
-    def shuffle_sides(self) -> None:
-        """Give every question the side-channels of another video: what still works did not come from them."""
+    def shuffle_sides(self, sides: Collection[str] | None = None) -> None:
+        """Give every question these side-channels, or all, of another video: what works now did not come from them."""
         videos = sorted({q.video for q in self.questions})
         if len(videos) < 2:
             raise UserError(f"{self.root}: shuffling side-channels needs at least two videos")
         next_video = dict(zip(videos, videos[1:] + videos[:1]))
         first = {q.video: i for i, q in reversed(list(enumerate(self.questions)))}
         self.donors = [first[next_video[q.video]] for q in self.questions]
+        self.shuffled = self.plugins if sides is None else sides
 
     def __getitem__(self, index: int) -> Sample:
         """Decode, preprocess and tokenise one question."""
-        from pave.io.video import read_clip
-
-        question, donor = self.questions[index], self.questions[self.donors[index]]
-        clip = read_clip(self.video(question), self.config.base.frames)
-        sides = {
-            name: side_tokens(self._reader(plugin, index), self.features(name, donor), self.config.sides[name].dim)
-            for name, plugin in self.plugins.items()
-        }
+        question = self.questions[index]
+        clip = self._clip(question)
+        sides = {name: self._side(name, plugin, index) for name, plugin in self.plugins.items()}
         answer = self.task.target(question) if self.with_answers else None
         return make_sample(self.config, self.base, self.task.prompt(question), clip, sides, question.history, answer)
+
+    def _clip(self, question: Question) -> Clip | SideTokens:
+        """Key frames, or what the base once made of them."""
+        from pave.io.video import read_clip
+
+        frames, file = self.config.base.frames, self.video(question)
+        if not self.config.data.video_tokens:
+            return read_clip(file, frames)
+        stored = side_tokens(video_tokens.load, file, self.base.query_dim + self.base.embed_dim)
+        if len(stored.x) != frames:
+            raise UserError(f"{file}: made of {len(stored.x)} frames, base.frames is {frames}; extract it again")
+        return stored
+
+    def _side(self, name: str, plugin: ModuleType, index: int) -> SideTokens | None:
+        question = self.questions[self.donors[index] if name in self.shuffled else index]
+        file = self.features(name, question)
+        if self.config.data.missing == "absent" and not file.exists():
+            return None
+        tokens = side_tokens(self._reader(plugin, index), file, self.config.sides[name].dim)
+        return self.probes[name](tokens, f"{name} {question.video}") if name in self.probes else tokens
 
     def _reader(self, plugin: ModuleType, index: int) -> Callable[[Path], SideTokens]:
         """How a side reads; in training it may take a random part, which seed, epoch and question decide."""
         if self.with_answers and hasattr(plugin, "load_random"):
             return partial(plugin.load_random, rng=Random(f"{self.seed} {self.epoch} {index}"))
         return plugin.load
+
+
+def feature_file(folder: Path, question: Question) -> Path:
+    """Where a question's features are below a folder: our file, or what was published where there is none of ours.
+
+    A folder's last name may hold `*`: some data sets have a folder for each split.
+    """
+    name = question.features or Path(question.video).stem
+    folders = sorted(folder.parent.glob(folder.name)) if "*" in folder.name else []
+    files = [place / (name + suffix) for suffix in (".safetensors", ".pt", "") for place in folders or [folder]]
+    return next((file for file in files if file.exists()), files[0])
 
 
 def plugins(config: Config) -> dict[str, ModuleType]:
@@ -186,14 +227,19 @@ def make_sample(
     config: Config,
     base: Any,
     question: str,
-    clip: Clip,
+    clip: Clip | SideTokens,
     sides: Mapping[str, SideTokens | None],
     history: tuple[tuple[str, str], ...] = (),
     answer: str | None = None,
 ) -> Sample:
-    """A Sample of one conversation about one clip."""
+    """A Sample of one conversation about one clip, or about stored video tokens."""
+    if isinstance(clip, SideTokens):
+        assert clip.seconds is not None
+        pixels, seconds = clip.x, clip.seconds
+    else:
+        pixels, seconds = base.preprocess(clip.frames), torch.from_numpy(clip.seconds).float()
     encoded = base.chat(question, history, answer, config.data.mask)
-    ids, labels = expand(encoded.ids, encoded.labels, base.visual_tokens(len(clip.frames)), config.data.max_length)
+    ids, labels = expand(encoded.ids, encoded.labels, base.visual_tokens(len(pixels)), config.data.max_length)
     if answer is not None and all(label == IGNORE for label in labels[1:]):
         raise UserError(f"question '{question[:60]}': its answer is beyond data.max_length={config.data.max_length}")
-    return Sample(ids, labels, base.preprocess(clip.frames), torch.from_numpy(clip.seconds).float(), sides)
+    return Sample(ids, labels, pixels, seconds, sides)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from pave import extract, plug
 from pave.io import store
 from pave.io.atomic import atomic_file
-from pave.types import SideTokens, UserError
+from pave.types import NotThere, SideTokens, UserError
 
 log = logging.getLogger(__name__)
 INDEX = "index.jsonl"
@@ -29,6 +29,11 @@ class Report:
 
     lines: list[str] = field(default_factory=list)
     problems: int = 0
+
+    def add(self, line: str) -> None:
+        """A line that is a problem."""
+        self.problems += 1
+        self.lines.append(line)
 
     def count(self, what: str, names: Sequence[str], of: int) -> None:
         """One line; names are problems."""
@@ -96,24 +101,37 @@ def _row(file: Path, out: Path, plugin: Any) -> dict[str, Any]:
 def check_task(
     task: str, root: Path, splits: Sequence[str] = (), store_folder: Path | None = None, check_videos: bool = True
 ) -> Report:
-    """Per split: annotations that cannot be read, videos that are missing and, given a store, features."""
+    """Per split: annotations that cannot be read or are too few, missing videos and, given a store, features.
+
+    Without `splits` those that are there; none is a problem.
+    """
     from pave.data import feature_file
 
     module = plug.load("tasks", task)
-    report = Report()
+    report, absent = Report(), []
     for split in splits or module.SPLITS:
         try:
             questions = module.load(split, root)
+        except NotThere as error:
+            absent.append(f"{split}: {error}")
+            continue
         except UserError as error:
-            report.problems += 1
-            report.lines.append(f"{split}: {error}")
+            report.add(f"{split}: {error}")
             continue
         videos = sorted({question.video for question in questions})
         report.lines.append(f"{split}: {len(questions)} questions about {len(videos)} videos")
+        expected = getattr(module, "EXPECTED", {}).get(split, len(questions))
+        if len(questions) != expected:
+            report.add(f"  {len(questions)} questions, expected {expected}")
+        for line in module.check(split, root) if hasattr(module, "check") else []:
+            report.add(f"  {line}")
         if check_videos:
             report.count("  videos missing", [v for v in videos if not (root / v).exists()], len(videos))
         if store_folder:
             wanted = {feature_file(store_folder, question) for question in questions}
             lost = sorted(f.relative_to(store_folder).as_posix() for f in wanted if not f.exists())
             report.count("  features missing", lost, len(wanted))
+    if splits or not report.lines:
+        for line in absent:
+            report.add(line)
     return report

@@ -1,48 +1,35 @@
-"""`pave eval` and `pave score`: answers to a file, scores from the file."""
+"""`pave eval`: the questions of a split answered by any number of processes, each adding to a file of its own."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from pave import checkpoint, official, plug
+from pave import __version__, answer, checkpoint, extract, lora, official, probe, score
 from pave import config as configs
+from pave.answer import Asked
+from pave.answer import to_device as to_device
 from pave.config import Config, LoraConfig
-from pave.data import Questions, Sample, collate
-from pave.io.atomic import atomic_file
+from pave.data import Questions, expand, plugins
 from pave.model import Pave
-from pave.types import Prediction, UserError
+from pave.probe import Probe
+from pave.score import MANIFEST, METRICS, PARTS
+from pave.types import Question, UserError
 
 log = logging.getLogger(__name__)
-PREDICTIONS, METRICS = "predictions.jsonl", "metrics.json"
-
-
-class Bad(str):
-    """Why a question could not be read."""
-
-
-class Tolerant(Dataset[Sample | Bad]):
-    """Questions where an unreadable one comes out as its reason, so that a run can go on and count it."""
-
-    def __init__(self, questions: Questions) -> None:
-        self.questions = questions
-
-    def __len__(self) -> int:
-        return len(self.questions)
-
-    def __getitem__(self, index: int) -> Sample | Bad:
-        try:
-            return self.questions[index]
-        except UserError as error:
-            return Bad(error)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +39,7 @@ class Options:
     split: str | None = None
     """None takes the config's data.eval_split."""
     shuffle_sides: bool = False
-    """Every question gets the side-channels of another video."""
+    """Every question gets the side-channels of another video, but for those that `sides` names."""
     batch: int = 8
     """Questions at once."""
     workers: int = 2
@@ -60,89 +47,181 @@ class Options:
     max_new_tokens: int = 64
     keep_going: bool = False
     """Count unreadable questions as wrong instead of stopping at the first."""
+    sides: Sequence[str] = ()
+    """Probes, such as audio=drop (pave/probe.py)."""
+    limit: int | None = None
+    """Ask only so many questions, the first."""
+    allow_missing: bool = False
+    """Leave out questions whose files are missing, and score whatever has been answered."""
+    part: tuple[int, int] = (0, 1)
+    """This process's share of the videos, i of n."""
 
 
-def main(model: Pave, config: Config, out: Path, options: Options) -> dict[str, float]:
-    """Answer all questions of a split; writes predictions.jsonl and metrics.json. Returns the metrics."""
-    split = options.split or config.data.eval_split
-    questions = Questions(config, model.base, split, with_answers=False)
-    if options.shuffle_sides:
-        questions.shuffle_sides()
-    lines = [
-        {"qid": question.qid, "text": answer} if not isinstance(answer, Bad) else {"qid": question.qid, "error": answer}
-        for question, answer in zip(questions.questions, _answers(model, questions, options))
-    ]
-    out.mkdir(parents=True, exist_ok=True)
-    with atomic_file(out / PREDICTIONS) as temporary:
-        temporary.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    return score(out / PREDICTIONS, config.data.task, split, questions.root)
+class Bad(str):
+    """Why the questions about a video could not be read."""
 
 
-def _answers(model: Pave, questions: Questions, options: Options) -> Iterator[str | Bad]:
-    """One answer for each question, in order."""
-    tokenizer = model.base.tokenizer
-    device = next(model.parameters()).device
-    loader = DataLoader(Tolerant(questions), options.batch, num_workers=options.workers, collate_fn=list)
-    for items in tqdm(loader, desc="answer", unit="batch"):
-        bad = [item for item in items if isinstance(item, Bad)]
-        if bad and not options.keep_going:
-            raise UserError(f"{bad[0]} (--keep-going counts such questions as wrong instead)")
-        for reason in bad:
-            log.warning("counted as wrong: %s", reason)
-        samples = [item for item in items if not isinstance(item, Bad)]
-        texts: Iterator[str] = iter(())
-        if samples:
-            batch = to_device(collate(samples, tokenizer.pad_token_id, left=True), device)
-            del batch["labels"]
-            new = model.generate(**batch, max_new_tokens=options.max_new_tokens)
-            texts = iter(tokenizer.batch_decode(new, skip_special_tokens=True))
-        yield from (item if isinstance(item, Bad) else next(texts) for item in items)
+class Videos(Dataset[Asked | Bad]):
+    """Groups of questions about one video each; one that cannot be read comes out as the reason."""
 
+    def __init__(self, questions: Questions, groups: Sequence[Sequence[int]]) -> None:
+        self.questions, self.groups = questions, groups
 
-def to_device(value: Any, device: torch.device) -> Any:
-    """Tensors of a batch to a device; what is planned on the host (steps, seconds) stays there."""
-    if isinstance(value, torch.Tensor):
-        return value.to(device)
-    if isinstance(value, dict):
-        return {k: to_device(v, device) for k, v in value.items()}
-    return value
+    def __len__(self) -> int:
+        return len(self.groups)
 
-
-def score(predictions: Path, task: str, split: str, root: Path) -> dict[str, float]:
-    """Score a predictions file against a task's questions and write metrics.json beside it.
-
-    Raises UserError for a broken line, an unknown or a repeated question.
-    """
-    module = plug.load("tasks", task)
-    questions = {q.qid: q for q in module.load(split, root)}
-    answers: dict[str, Prediction] = {}
-    failed = 0
-    for number, line in enumerate(_lines(predictions), start=1):
+    def __getitem__(self, index: int) -> Asked | Bad:
+        first, *others = self.groups[index]
         try:
-            record = json.loads(line)
-            qid = record["qid"]
-            text = record.get("text")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{predictions}:{number}: not a prediction ({error!r}); expected qid and text") from error
-        if qid not in questions or qid in answers:
-            what = "answered twice" if qid in answers else f"not in {task} {split}"
-            raise UserError(f"{predictions}:{number}: question '{qid}' is {what}")
-        if text is None:
-            failed += 1
-        else:
-            answers[qid] = Prediction(qid, text)
-    metrics = module.score([(q, answers.get(qid)) for qid, q in questions.items()])
-    chance = module.chance(list(questions.values()))
-    result = {"task": task, "split": split, "unreadable": failed, "metrics": metrics, "chance": chance}
-    with atomic_file(predictions.with_name(METRICS)) as temporary:
-        temporary.write_text(json.dumps(result, indent=1))
-    return metrics
+            sample = self.questions[first]
+        except UserError as error:
+            return Bad(error)
+        assert sample.pixels is not None
+        return Asked(sample, [sample.ids, *(self._prompt(i, len(sample.pixels)) for i in others)])
+
+    def _prompt(self, index: int, frames: int) -> list[int]:
+        question, base, data = self.questions.questions[index], self.questions.base, self.questions.config.data
+        encoded = base.chat(self.questions.task.prompt(question), question.history, None, data.mask)
+        return expand(encoded.ids, encoded.labels, base.visual_tokens(frames), data.max_length)[0]
 
 
-def _lines(file: Path) -> Sequence[str]:
-    if not file.is_file():
-        raise UserError(f"{file}: no such predictions file; `pave eval` writes one")
-    return file.read_text().splitlines()
+def main(model: Pave, config: Config, out: Path, options: Options) -> str:
+    """Answer what has no answer yet in folder `out`; whoever finishes last merges and scores. Returns what to say.
+
+    Raises UserError where the folder holds answers that were found in another way, and for an unreadable question.
+    """
+    split, task = options.split or config.data.eval_split, config.data.task
+    sides = list(plugins(config))
+    probes = dict.fromkeys(sides, Probe("shuffle")) if options.shuffle_sides else {}
+    probes |= probe.parse(options.sides, sides)
+    questions = _questions(model, config, split, probes, not options.allow_missing)
+    how = answer.decoding(model, options.max_new_tokens)
+    score.claim(out / MANIFEST, {**describe(model, config, split, questions, probes), "decoding": how._asdict()})
+    asked = score.first(questions.questions, options.limit)
+    done = {qid for qid, record in score.gather(out).items() if "text" in record}
+    videos: dict[tuple[str, str], list[int]] = {}
+    for i, question in enumerate(asked):
+        if not options.allow_missing or _is_there(questions, question):
+            videos.setdefault((question.video, question.features), []).append(i)
+    mine = list(videos.values())[options.part[0] :: options.part[1]]
+    todo = [group for video in mine if (group := [i for i in video if asked[i].qid not in done])]
+    _answer(model, Videos(questions, todo), how, options, out)
+    answered = score.gather(out)
+    left = sum(q.qid not in answered for q in asked)
+    if left and not options.allow_missing:
+        return (
+            f"{sum(map(len, todo))} questions answered here; {left} of {len(asked)} are still missing. "
+            "The last process merges and scores, or the same command again"
+        )
+    result = score.score(out, task, split, questions.root, options.limit, options.allow_missing)
+    log.info("%s", out / METRICS)
+    return score.table(result)
+
+
+def _questions(model: Pave, config: Config, split: str, probes: Mapping[str, Probe], complete: bool) -> Questions:
+    """The questions of a split, with probes in place."""
+    fed = [name for name in plugins(config) if name not in probes or probes[name].kind != "drop"]
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, sides=fed))
+    questions = Questions(config, model.base, split, with_answers=False, complete=complete)
+    if shuffled := [name for name in fed if name in probes and probes[name].kind == "shuffle"]:
+        questions.shuffle_sides(shuffled)
+    spoilt = [name for name in fed if name in probes and name not in shuffled]
+    questions.probes = {name: partial(probe.change, probes[name]) for name in spoilt}
+    return questions
+
+
+def _is_there(questions: Questions, question: Question) -> bool:
+    """Whether the files of a question exist."""
+    sides = questions.plugins if questions.config.data.missing == "error" else ()
+    files = [questions.video(question), *(questions.features(name, question) for name in sides)]
+    return all(file.exists() for file in files)
+
+
+def describe(
+    model: Pave, config: Config, split: str, questions: Questions, probes: Mapping[str, Probe]
+) -> dict[str, Any]:
+    """All that decides the answers, but for the files of the data set."""
+    data = config.data
+    sides = {}
+    for name in plugins(config):
+        store = questions.root / config.sides[name].features / extract.MANIFEST
+        sides[name] = {
+            "probe": str(probes[name]) if name in probes else "",
+            "weight": model.patch_weights[name],
+            "features": json.loads(store.read_text()) if store.is_file() else config.sides[name].features,
+        }
+    return {
+        "pave": __version__,
+        "task": data.task,
+        "split": split,
+        "questions": len(questions),
+        "prompts": score.prompt_version(questions.task, questions.questions),
+        "base": dataclasses.asdict(config.base),
+        "weights": fingerprint(model),
+        "sides": sides,
+        "data": {"missing": data.missing, "max_length": data.max_length, "video_tokens": data.video_tokens},
+    }
+
+
+def fingerprint(model: Pave) -> str:
+    """sha256 of all patches and LoRA, and of the base's vectors (norms, biases), which any other training moves."""
+    tensors = {f"patches.{name}": x for name, x in model.patches.state_dict().items()}
+    tensors |= {f"{adapter}.{k}": x for adapter in model.loras for k, x in lora.state(model.base.hf, adapter).items()}
+    tensors |= {f"base.{name}": x for name, x in model.base.named_parameters() if x.ndim == 1}
+    return hashlib.sha256(save({name: x.detach().cpu().contiguous() for name, x in tensors.items()})).hexdigest()
+
+
+def _answer(model: Pave, videos: Videos, how: answer.Decoding, options: Options, out: Path) -> None:
+    """Answer the questions about videos into a new file among the parts, a batch at a time."""
+    questions, groups = videos.questions, videos.groups
+    (out / PARTS).mkdir(exist_ok=True)
+    if not groups:
+        return
+    length = [len(questions.task.prompt(q)) + sum(map(len, sum(q.history, ()))) for q in questions.questions]
+    batches = _batches(groups, length, options.batch)
+    loader = DataLoader(videos, batch_sampler=batches, num_workers=options.workers, collate_fn=list)
+    i, n = options.part
+    file = out / PARTS / f"{i}-of-{n}-{uuid.uuid4().hex}.jsonl"
+    bar = tqdm(total=sum(map(len, groups)), desc="answer", unit="question", disable=i > 0)
+    with file.open("x", encoding="utf-8") as handle, bar:
+        for numbers, items in zip(batches, loader):
+            good = [item for item in items if not isinstance(item, Bad)]
+            for reason in (item for item in items if isinstance(item, Bad)):
+                if not options.keep_going:
+                    raise UserError(f"{reason} (--keep-going counts such questions as wrong instead)")
+                log.warning("counted as wrong: %s", reason)
+            new = iter(answer.answers(model, good, how, options.batch) if good else ())
+            for number, item in zip(numbers, items):
+                qids = [questions.questions[i].qid for i in groups[number]]
+                if isinstance(item, Bad):
+                    records = [{"qid": qid, "error": item} for qid in qids]
+                else:
+                    texts = model.base.tokenizer.batch_decode(next(new), skip_special_tokens=True)
+                    records = [{"qid": qid, "text": text.strip()} for qid, text in zip(qids, texts)]
+                handle.write("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+                bar.update(len(qids))
+            handle.flush()
+
+
+def _batches(groups: Sequence[Sequence[int]], length: Sequence[int], size: int) -> list[list[int]]:
+    """Numbers of groups that are answered together, of like length; at most `size` questions, or one group of more."""
+    longest = [max(length[i] for i in group) for group in groups]
+    batches: list[list[int]] = []
+    room = 0
+    # The longest first: what is too much for the memory shows at once.
+    for number in sorted(range(len(groups)), key=lambda number: -longest[number]):
+        if len(groups[number]) > room:
+            batches.append([])
+            room = size
+        batches[-1].append(number)
+        room -= len(groups[number])
+    return batches
+
+
+def device(chosen: str | None) -> str:
+    """Where a process works: on the chosen device or a GPU if there is one, under torchrun on one of its own."""
+    chosen = chosen or ("cuda" if torch.cuda.is_available() else "cpu")
+    return f"cuda:{os.environ['LOCAL_RANK']}" if chosen == "cuda" and "LOCAL_RANK" in os.environ else chosen
 
 
 def load_model(
@@ -154,15 +233,11 @@ def load_model(
     released, given = official.is_official(ckpt), configs.from_overrides(overrides)
     if base_only:
         config = official.read(ckpt, given).config if released else checkpoint.read_config(ckpt, overrides)
-        config = dataclasses.replace(config, sides={}, lora=LoraConfig(r=0))
+        data = dataclasses.replace(config.data, sides=None)
+        config = dataclasses.replace(config, sides={}, lora=LoraConfig(r=0), data=data)
         model = checkpoint.create(config)
     elif released:
         model, config = official.load(ckpt, given)
     else:
         model, config = checkpoint.load(ckpt, overrides)
     return model.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu")), config
-
-
-def table(metrics: Mapping[str, float]) -> str:
-    """Metrics as lines of name and value."""
-    return "\n".join(f"{name:<20}{value:>10.4g}" for name, value in metrics.items())

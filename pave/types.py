@@ -26,6 +26,10 @@ class UserError(ValueError):
     """Something the user can mend: one line with the file, what was found, what was expected and what to do."""
 
 
+class NotThere(UserError):
+    """A file of annotations that is not where it belongs; of a split that one may do without."""
+
+
 @dataclass(frozen=True)
 class Question:
     """One question about one video; made by a task, JSON-able."""

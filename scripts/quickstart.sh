@@ -16,6 +16,7 @@ echo "2/6 audio features"
 pave extract audio --videos "$OUT/data/videos" --out "$OUT/data/features/audio" --weights asset:sideworld/audio.safetensors
 echo "3/6 train a patch and LoRA on the frozen base"
 pave train $CONFIG --out "$OUT/train" data.root="$OUT/data" train.seed="$SEED"
+rm -rf "$OUT/eval"  # answers of an earlier model
 echo "4/6 evaluate: base, patched, patched with the sounds of other clips"
 pave eval --ckpt "$OUT/train/final" --out "$OUT/eval/base" --base-only --batch 32
 pave eval --ckpt "$OUT/train/final" --out "$OUT/eval/patched" --batch 32

@@ -78,6 +78,22 @@ def test_words_are_those_of_the_java_tokenizer() -> None:
         assert tokenize(text) == words.split(), text
 
 
+def test_equals_pycocoevalcap_on_texts_cut_at_spaces() -> None:
+    golden = read_json(GOLDEN / "scoring/coco_scores.json")
+    wanted = golden["no_ptb_tokenizer"]
+    items = [([r.split() for r in item["references"]], item["prediction"].split()) for item in golden["items"]]
+    assert bleu(items) == pytest.approx([wanted[f"Bleu_{n}"] for n in range(1, 5)], abs=1e-12)
+    assert sum(cider(items)) / len(items) == pytest.approx(wanted["CIDEr"], abs=1e-12)
+
+
+def test_only_rouge_likes_nothing_and_takes_a_fraction_as_one_word() -> None:
+    """As in pycocoevalcap, of which these are the numbers; an answer that is not there is like nothing."""
+    result = captions.score([(("?",), "..."), (("1 1/2 cups", "a cup"), "1 1/2"), (("a dog",), "a dog")])
+    assert result["ROUGE_L"] == pytest.approx((1 + 0.6288659793814433 + 1) / 3)
+    assert result["BLEU-1"] == pytest.approx(1)
+    assert captions.score([(("?",), None), (("a dog",), "a dog")])["ROUGE_L"] == pytest.approx(0.5)
+
+
 def test_no_line_break_shifts_the_scores() -> None:
     """In pycocoevalcap each of these gives later predictions the references of their neighbours."""
     items = [(("a red door",), "a red\u2028door"), (("two dogs run",), "two\rdogs\x85run"), (("he sits",), "he sits")]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from conftest import GOLDEN, read_json
@@ -30,6 +31,17 @@ SPLITS = [
     ("egoexo", "train", 1),
     ("egoexo", "val", 3),
     ("llava_video", "train", 6),
+    ("sqa3d", "test_task", 4),
+    ("egoexo", "val_action", 3),
+    ("egoexo", "val_short", 3),
+    ("videomme", "test", 4),
+    ("videomme", "test_subtitles", 4),
+    ("mvbench", "test", 40),
+    ("mvbench", "state_change", 2),
+    ("mlvu", "dev", 10),
+    ("mlvu", "test", 3),
+    ("mlvu", "dev_packed", 2),
+    ("mlvu", "test_packed", 2),
 ]
 TASKS = sorted({task for task, _, _ in SPLITS})
 
@@ -51,6 +63,8 @@ def test_every_split_loads(name: str, split: str, count: int) -> None:
         assert task(name).prompt(question).strip()
         assert task(name).target(question) == question.answers[0] != ""
         assert "<" not in task(name).prompt(question)
+        assert set(task(name).about(split)) >= {"prompt", "references"} or name == "llava_video"
+        assert split in task(name).SPLITS
         assert not Path(question.video).is_absolute()
         assert ".." not in Path(question.video).parts
 
@@ -109,13 +123,16 @@ def test_music_avqa() -> None:
 def test_scanqa_and_sqa3d() -> None:
     question = loaded("scanqa", "val")[0]
     assert question == Question(
-        "val-scene9999-0", "scannet/scene9999_00", "What color is the chair?", ("brown", "dark brown")
+        "val-scene9999-0", "scannet/scene9999_00", "What color is the chair?", ("brown", "dark brown"), "Color"
     )
+    assert [q.group for q in loaded("scanqa", "val")] == ["Color", "Number", "Place"]
     questions = loaded("sqa3d", "test")
     assert questions[0].qid == "220602999991"
     assert questions[0].video == "scannet/scene9999_00"
     assert task("sqa3d").prompt(questions[0]) == "I am sitting on the bed. Which side is the door on?"
-    assert [q.group for q in questions] == ["Which", "What", "Is", "Other"]
+    # `What's` and ` is` are other types to the release, which takes the first word as it stands.
+    assert [q.group for q in questions] == ["Which | type4", "What | type5", "Is | type5", "Other | type5"]
+    assert loaded("sqa3d", "test_task") == questions
 
 
 def test_egoexo() -> None:
@@ -127,6 +144,13 @@ def test_egoexo() -> None:
     assert prompt.startswith("In this video, a human is performing an activity. Your goal is to evaluate the human's")
     assert "levels: 1. Novice: Beginner-level performance with noticeable gaps in basic skills, under" in prompt
     assert prompt.endswith("showcasing exceptional skill, precision, and expertise. Example Output: Early Expert")
+    named = task("egoexo").prompt(loaded("egoexo", "val_action")[1])
+    words = "performing an activity: Music, and the task name is: Dribble drill. Your goal"
+    assert named == prompt.replace("performing an activity. Your goal", words)
+    short = task("egoexo").prompt(loaded("egoexo", "val_short")[1])
+    levels = "levels: 1. Novice 2. Early Expert. 3. Intermediate Expert 4. Late Expert. Example Output: Early Expert"
+    assert short == prompt[: prompt.index("levels: ")] + levels
+    assert question.features == "takes/u_mu_03/frame_aligned_videos/downscaled/448"
 
 
 def test_llava_video() -> None:
@@ -138,6 +162,107 @@ def test_llava_video() -> None:
     assert (questions[2].text, questions[2].answers) == ("And before?", ("It waits.",))
     with pytest.raises(UserError, match="for training only"):
         task("llava_video").score([])
+
+
+def test_videomme() -> None:
+    first, _, third, _ = loaded("videomme", "test")
+    assert first == Question(
+        "900-1",
+        "data/abcDEF12345.mp4",
+        "Select the best answer to the following multiple-choice question based on the video and the subtitles. Respond"
+        " with only the letter (A, B, C, or D) of the correct option.\nHow many lamps are lit?\nA. 1.\nB. 2.\nC. 3.\n"
+        "D. 4.\n\nAnswer with the option's letter from the given choices directly.",
+        ("B",),
+        "short | Knowledge | Law | Counting Problem",
+    )
+    spoken = loaded("videomme", "test_subtitles")
+    head = "Select the best answer to the following multiple-choice question based on the video and the subtitles. "
+    assert spoken[0].text == (
+        "This video's subtitles are listed below: \nGood morning.\nSit down, please.\n"
+        f"{head}Respond with only the letter (A, B, C, or D) of the correct option.\nHow many lamps are lit?\n"
+        "A. 1.\nB. 2.\nC. 3.\nD. 4.\nThe best answer is:"
+    )
+    assert spoken[2].text.startswith("This video's subtitles are listed below: \nNo subtitles available\nSelect")
+    assert spoken[3].text.startswith("This video's subtitles are listed below: \n\nSelect")
+    assert spoken[2].video == third.video == "data/-zzZZ_98765.mp4"
+
+
+def test_videomme_says_which_subtitles_are_missing() -> None:
+    root = FIXTURES / "videomme"
+    assert task("videomme").check("test", root) == []
+    assert task("videomme").check("test_subtitles", root) == [
+        f"1 of 744 subtitle files in {root / 'subtitle'}",
+        "subtitle/qqQQ1234567.srt is missing, of a long video",
+    ]
+
+
+def test_mvbench() -> None:
+    questions = loaded("mvbench", "test")
+    assert questions[0] == Question(
+        "action_sequence/0",
+        "star/Charades_segment/ZZ0A_0.mp4",
+        "Question:What happened after the person took the cup?\nOption:\n(A) Opened the door.\n(B) Sat down.\n"
+        "(C) Closed the box.\nOnly give the best option.\n",
+        ("B", "Sat down."),
+        "action_sequence",
+        features="star/Charades_segment/ZZ0A_0",
+    )
+    assert questions[1].answers == ("B", "2")  # the first of two equal candidates
+    assert len({q.group for q in questions}) == 20
+    assert task("mvbench").chance(questions[:2])["accuracy"] == pytest.approx((1 / 3 + 1 / 4) / 2)
+
+
+def test_mlvu() -> None:
+    questions = loaded("mlvu", "dev")
+    assert [q.qid for q in questions[:5]] == [
+        "plotQA/plotQA_900",
+        "needle/needle_900",
+        "needle/needle_901",
+        "ego/ego_900",
+        "ego/ego_900#2",
+    ]
+    assert task("mlvu").prompt(questions[3]) == (
+        "\nWhat did I pick up first?\n(A) a pan\n(B) a cup\n(C) a lid\n(D) a towel\nOnly give the best option.\n\n"
+        "Best option: ("
+    )
+    assert questions[3].video == "video/3_ego/ego_900.mp4"
+    assert questions[2].answers == ("@", "black")  # nothing can answer it
+    assert questions[5].answers == ("C", "two")  # the last of two equal candidates
+    assert [q.answers[0] for q in loaded("mlvu", "test")] == ["F", "B", "E"]
+    assert [q.group for q in loaded("mlvu", "test")] == ["ego", "needle", "sportsQA"]
+    packed = loaded("mlvu", "dev_packed")[0]
+    assert (packed.qid, packed.video, packed.answers) == ("ER_900", "ego_900.mp4", ("B", "a cup"))
+    assert task("mlvu").chance(loaded("mlvu", "test"))["accuracy"] == pytest.approx(1 / 6)
+    assert task("mlvu").chance([packed])["accuracy"] == pytest.approx(1 / 4)
+
+
+def test_parquet_needs_a_reader_or_its_conversion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "mlvu_dev.parquet"
+    file.write_bytes(b"PAR1")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(
+        UserError, match=r"mlvu_dev\.parquet: parquet is read by pyarrow, which is not there; pip install"
+    ):
+        task("mlvu").load("dev_packed", tmp_path)
+    rows = read_json(FIXTURES / "mlvu/mlvu_dev.json")
+    fake, parquet = ModuleType("pyarrow"), ModuleType("pyarrow.parquet")
+    parquet.read_table = lambda path: SimpleNamespace(to_pylist=lambda: rows if path == file else [])
+    fake.parquet = parquet
+    monkeypatch.setitem(sys.modules, "pyarrow", fake)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", parquet)
+    assert task("mlvu").load("dev_packed", tmp_path) == loaded("mlvu", "dev_packed")
+
+
+def test_subtitles_must_be_prepared(tmp_path: Path) -> None:
+    shutil.copytree(FIXTURES / "videomme", tmp_path / "videomme")
+    root = tmp_path / "videomme"
+    (root / "subtitles_32.json").write_text("{}")
+    with pytest.raises(UserError, match=r"record 1 is about abcDEF12345, which subtitles_32.json does not name"):
+        task("videomme").load("test_subtitles", root)
+    (root / "subtitles_32.json").unlink()
+    with pytest.raises(UserError, match=r"subtitles_32\.json: no such file; make it with `pave prepare videomme`"):
+        task("videomme").load("test_subtitles", root)
 
 
 def conversation(name: str, question: Question) -> list[dict[str, str]]:
@@ -174,10 +299,11 @@ def test_music_avqa_templates() -> None:
 
 @pytest.mark.parametrize("name", TASKS)
 def test_no_such_split_or_file(name: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"{name} has no split 'tranin'; did you mean 'train'"):
-        task(name).load("tranin", FIXTURES / name)
-    with pytest.raises(UserError, match=r"train.*\.json: no such annotation file|_processed\.json: no such annotation"):
-        task(name).load("train", tmp_path)
+    split = task(name).SPLITS[0]
+    with pytest.raises(UserError, match=f"{name} has no split '{split}n'; did you mean '{split}'"):
+        task(name).load(f"{split}n", FIXTURES / name)
+    with pytest.raises(UserError, match=r"\.(json|parquet): no such annotation file"):
+        task(name).load(split, tmp_path)
 
 
 BROKEN = [
@@ -194,6 +320,15 @@ BROKEN = [
     ("sqa3d", "test", lambda d: d[3].pop("situation"), "record 4 lacks 'situation'"),
     ("egoexo", "val", lambda d: d["annotations"][0].pop("proficiency_score"), "record 1 lacks 'proficiency_score'"),
     ("egoexo", "val", lambda d: d["annotations"][0].update(proficiency_score="Pro"), "has the level 'Pro', expected"),
+    ("sqa3d", "test_task", lambda d: d["questions"][1].update(question_id=7), "record 2 is question 7, which the ann"),
+    ("mlvu", "dev", lambda d: d[0]["candidates"].extend("abc"), "record 1 has 7 candidates, expected at most 6"),
+    (
+        "mlvu",
+        "dev_packed",
+        lambda d: d[1].update(answer="E"),
+        "record 2 has the answer 'E', expected one of A, B, C, D",
+    ),
+    ("mlvu", "dev_packed", lambda d: d[0].update(question="What?"), "has a question without the option 'a pan'"),
     (
         "llava_video",
         "train",
@@ -207,13 +342,13 @@ BROKEN = [
 def test_a_bad_record_is_named_and_counted(name: str, split: str, damage, message: str, tmp_path: Path) -> None:
     shutil.copytree(FIXTURES / name, tmp_path / name)
     files = getattr(task(name), "FILES", {"train": "2_3_m_youtube_v0_1/2_3_m_youtube_oe_v0_1_qa_processed.json"})
-    file = tmp_path / name / files[split]
+    file = (tmp_path / name / files[split]).with_suffix(".json")
     data = read_json(file)
     damage(data)
     file.write_text(json.dumps(data))
     with pytest.raises(UserError, match=message) as caught:
         task(name).load(split, tmp_path / name)
-    assert str(file) in str(caught.value)
+    assert str(file.with_suffix("")) in str(caught.value)
     assert "(1 of " in str(caught.value)
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
+import time
+from dataclasses import replace
 
 import pytest
 from conftest import GOLDEN, read_json
 from test_tasks_load import loaded, task
 
-from pave.metrics import captions
-from pave.metrics.choice import letter
-from pave.metrics.match import clean, exact, plain, refined
+from pave.metrics import captions, choice
+from pave.metrics.match import clean, exact, leo, plain, refined
 from pave.types import Prediction, Question, UserError
 
 SCORED = [
@@ -26,6 +27,17 @@ SCORED = [
     ("scanqa", "val", "ROUGE_L"),
     ("avsd", "test", "ROUGE_L"),
     ("avsd", "test", "BLEU-4"),
+    ("videomme", "test", "accuracy"),
+    ("videomme", "test", "accuracy_mcq"),
+    ("videomme", "test", "answered"),
+    ("videomme", "test_subtitles", "strict"),
+    ("mvbench", "test", "accuracy"),
+    ("mvbench", "test", "official"),
+    ("mvbench", "action_prediction", "micro"),
+    ("mlvu", "test", "accuracy"),
+    ("mlvu", "test", "accuracy macro"),
+    ("mlvu", "dev_packed", "accuracy_mcq"),
+    ("mlvu", "test_packed", "strict"),
 ]
 
 
@@ -61,7 +73,7 @@ def test_right_wrong_and_missing_answers(name: str, split: str, metric: str) -> 
     nothing = score([(q, None) for q in questions])
     assert nothing[metric] == pytest.approx(0, abs=1e-3)
     assert nothing["missing"] == len(questions)
-    assert score([]) | {"unclear": 0} == {"n": 0, "missing": 0, "empty": 0, "unclear": 0}
+    assert score([]) | {"unparsed": 0} == {"n": 0, "missing": 0, "empty": 0, "unparsed": 0}
 
 
 @pytest.mark.parametrize(("name", "split"), sorted({(name, split) for name, split, _ in SCORED}))
@@ -82,12 +94,16 @@ def test_avqa() -> None:
         "accuracy Which": 1,
         "accuracy When": 0,
         "strict": pytest.approx(1 / 3),
+        "strict Which": 0.5,
+        "strict When": 0,
         "n": 3,
         "missing": 0,
         "empty": 0,
+        "unparsed": 1,
     }
     chance = task("avqa").chance(questions)
-    assert chance == dict.fromkeys(("accuracy", "accuracy Which", "accuracy When", "strict"), 0.25)
+    kinds = ("", " Which", " When")
+    assert chance == dict.fromkeys([name + kind for name in ("accuracy", "strict") for kind in kinds], 0.25)
 
 
 def test_music_avqa_equals_the_released_evaluator() -> None:
@@ -108,10 +124,13 @@ def test_music_avqa_equals_the_released_evaluator() -> None:
 
 
 def test_music_avqa_strict() -> None:
-    questions = [asked("a", "no"), asked("b", "no"), asked("c", "acoustic_guitar")]
-    result = task("music_avqa").score(zip(questions, map(said, (" No.\n", "nothing", "acoustic guitar"))))
-    assert result["accuracy"] == pytest.approx(2 / 3)
-    assert result["strict"] == pytest.approx(1 / 3)
+    questions = [asked(a, a) for a in ("no", "no ", "acoustic_guitar", "ten", "more than ten", "two", "yes")]
+    answers = (" No.\n", "nothing", "an acoustic guitar", "more than ten", "more than ten", "one or two", " ")
+    result = task("music_avqa").score(zip(questions, map(said, answers)))
+    assert result["accuracy"] == pytest.approx(4 / 7)
+    assert result["strict"] == pytest.approx(3 / 7)
+    assert (result["empty"], result["unparsed"]) == (1, 2)
+    assert len(task("music_avqa").CLASSES) == len(set(task("music_avqa").CLASSES)) == 42
 
 
 def test_egoexo() -> None:
@@ -124,10 +143,15 @@ def test_egoexo() -> None:
         "accuracy Dance": 0,
         "accuracy Music": pytest.approx(2 / 3),
         "strict": 0.4,
+        "strict Dance": 0,
+        "strict Late Expert": 0.4,
+        "strict Music": pytest.approx(2 / 3),
+        "strict macro": 0.4,
         "n": 5,
         "missing": 1,
         "empty": 0,
-        "unclear": 2,
+        "unparsed": 2,
+        "Late Expert as Late Expert": 2,
     }
     assert task("egoexo").chance(loaded("egoexo", "val"))["accuracy"] == pytest.approx(2 / 3)
 
@@ -140,6 +164,12 @@ def test_clean_and_match_equal_the_public_rules() -> None:
     for prediction, references, hit, near in golden["answer_match"]:
         assert exact(prediction, references) == bool(hit), (prediction, references)
         assert refined(prediction, references) == bool(near), (prediction, references)
+    rows = golden["answer_match_leo"]
+    assert len(rows) == 28
+    for prediction, references, hit, near in rows:
+        assert leo(prediction, references) == bool(hit), (prediction, references)
+        assert refined(prediction, references) == bool(near), (prediction, references)
+    assert sum(leo(p, r) != exact(p, r) for p, r, _, _ in rows) > 0
 
 
 @pytest.mark.parametrize("name", ["scanqa", "sqa3d"])
@@ -171,12 +201,100 @@ def test_only_the_first_answer_counts_in_sqa3d_and_any_in_scanqa() -> None:
     assert task("scanqa").score([pair])["EM"] == 1
 
 
-def test_letters_equal_lmms_eval() -> None:
+def test_letters_equal_the_public_extractors() -> None:
     rows = read_json(GOLDEN / "scoring/option_letters.json")
     assert len(rows) == 103
-    for text, of_four, of_six in rows:
-        assert letter(text, "ABCD") == of_four, text
-        assert letter(text, "ABCDEF") == of_six, text
+    for text, legacy, four, six, mvbench, mlvu, vlmeval, mlvu_right, official in rows:
+        assert choice.legacy(text) == legacy, text
+        assert choice.mcq(text, "ABCD") == four, text
+        assert choice.mcq(text, "ABCDEF") == six, text
+        assert choice.mvbench(text) == mvbench, text
+        assert choice.mlvu(text) == mlvu, text
+        assert choice.vlmeval(text) == vlmeval, text
+        assert [name for name in "ABCDEF" if choice.mlvu(text) == name] == list(mlvu_right), text
+        assert [name for name in "ABCDEF" if choice.mvbench_official(text, name)] == list(official), text
+
+
+STATED = {
+    "B": "B", "(C) a cup": "C", "D.": "D", "Answer: B": "B", "The best answer is (C).": "C", "**A**": "A",
+    "B is right": "B", "A. man": "A", "I think it is B": "B", "答案是C": "C", "B. Vitamin A": "B", "Option D": "D",
+    "A man walks in": "", "Basketball": "", "A or B": "", "(A)(B)": "", "": "", "E": "", "b": "", "It's a cup": "",
+}  # fmt: skip
+
+
+def test_strict_letters() -> None:
+    for text, letter in STATED.items():
+        assert choice.strict(text, "ABCD") == letter, text
+
+
+def test_videomme() -> None:
+    questions = loaded("videomme", "test")  # B A D C
+    result = task("videomme").score(zip(questions, map(said, ("Cat", "Answer: A", "none", ""))))
+    wanted = {"accuracy": 1 / 4, "accuracy_mcq": 1 / 4, "answered": 1 / 2, "strict": 1 / 4, "accuracy short": 1 / 2}
+    wanted |= {"accuracy Law": 1 / 2, "accuracy macro": 1 / 6, "accuracy long": 0, "accuracy Multilingual": 0}
+    assert result | wanted == pytest.approx(result)
+    assert (result["n"], result["missing"], result["empty"], result["unparsed"]) == (4, 0, 1, 2)
+    # Only what was answered without a letter is left out, not what has no answer.
+    assert task("videomme").score([(questions[0], None), (questions[1], said("A"))])["answered"] == 0.5
+
+
+def test_mvbench() -> None:
+    questions = loaded("mvbench", "test")[:4]  # of action_sequence B, B; of action_prediction B, D
+    result = task("mvbench").score(zip(questions, map(said, ("", "(B) 2", "a cup", "D"))))
+    assert result["accuracy action_sequence"] == 1  # the empty answer does not count
+    assert result["accuracy action_prediction"] == 0.5
+    assert (result["accuracy"], result["micro"]) == (0.75, 0.5)
+    assert result["official"] == 0.75  # the empty answer is right
+    assert (result["strict"], result["empty"], result["unparsed"]) == (0.5, 1, 1)
+    assert task("mvbench").score([(q, None) for q in questions])["accuracy"] == 0
+
+
+def test_mlvu() -> None:
+    questions = loaded("mlvu", "test")  # F, B, E of three tasks
+    ego = replace(questions[0], qid="more")
+    result = task("mlvu").score(zip([*questions, ego], map(said, ("F) f", "B.", "(E) grey", "(A"))))
+    assert result["accuracy"] == 0.5
+    assert result["accuracy macro"] == pytest.approx((0.5 + 0 + 1) / 3)
+    assert result["accuracy_mcq"] == result["strict"] == 0.75
+    assert result["strict macro"] == pytest.approx((0.5 + 1 + 1) / 3)
+
+
+def test_scanqa_orders_and_raw_texts() -> None:
+    pair = (asked("q", "dark brown", "brown"), said("brown"))
+    result = task("scanqa").score([pair, (asked("r", "left"), said("Left."))])
+    assert (result["EM"], result["EM_leo"], result["EM_raw"], result["EM_refined"]) == (1, 0.5, 0.5, 1)
+
+
+def test_the_challenges_take_commas_and_stops_out() -> None:
+    questions = loaded("avsd", "test_multiref")
+    many = task("avsd").score((q, said(q.answers[-1])) for q in questions)
+    assert many["BLEU-4"] == pytest.approx(1)
+    assert task("avsd")._without_stops("he sits , then no .5 . ,a") == "he sits then no .5 ,a"
+
+
+@pytest.mark.parametrize(("name", "split"), sorted({(name, split) for name, split, _ in SCORED}))
+def test_order_and_odd_letters_of_others_do_not_matter(name: str, split: str) -> None:
+    questions, score = loaded(name, split), task(name).score
+    right = [said(q.answers[0]) for q in questions]
+    pairs = list(zip(questions, right))
+    assert score(pairs[::-1]) == pytest.approx(score(pairs))
+    odd = "\u2028\r\x85\x0b\x1c\u2029\n\ud800\u202e\U0001f600\u0000 "
+    assert score([(questions[0], said(odd + q.text + odd)) for q in right[:1]] + pairs[1:])["n"] == len(pairs)
+    strange = score([(questions[0], said(odd)), *pairs[1:]])
+    missing = score([(questions[0], None), *pairs[1:]])
+    for key in ("ROUGE_L", "BLEU-1", "strict", "EM", "accuracy_mcq", "accuracy"):
+        if key in strange:
+            assert strange[key] <= score(pairs)[key]
+            assert strange[key] == pytest.approx(missing[key]), key
+
+
+def test_ten_thousand_choices_in_two_seconds() -> None:
+    answers = ("B", "Answer: C", "The correct option is (D).", "A man walks in and the cup is on the left, so B")
+    few = loaded("videomme", "test")
+    questions = [replace(few[i % 4], qid=str(i)) for i in range(10000)]
+    start = time.perf_counter()
+    task("videomme").score((q, said(answers[i % 3])) for i, q in enumerate(questions))
+    assert time.perf_counter() - start < 2
 
 
 def test_plain() -> None:

@@ -44,7 +44,7 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
 def add_extraction(parser: argparse.ArgumentParser) -> None:
     """What is extracted, with what, where."""
     # A core each, shared with the node's other processes; more than eight rarely help.
-    workers = min(8, max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    workers = min(8, max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
     parser.add_argument("side", help="see `pave list sides`; doc/sides/ has a page on each")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="options of the side, e.g. fps=4")
     parser.add_argument("--videos", type=Path, required=True, metavar="DIR|LIST", help="a list has a path a line")

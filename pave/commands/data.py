@@ -9,6 +9,9 @@ from typing import Any
 
 from pave.commands import Help, add_extraction, command
 
+CONVERTED = ("avqa", "avsd", "egoexo", "llava_video", "music_avqa", "scanqa", "sqa3d", "videomme")
+"""Tasks whose raw files the release converts."""
+
 
 def add(commands: Any) -> None:
     """Their parsers."""
@@ -22,6 +25,8 @@ def _prepare(commands: Any) -> None:
     kinds = parser.add_subparsers(required=True, metavar="WHAT")
     for kind in (_sideworld, _rgbd):
         kind(kinds)
+    for task in CONVERTED:
+        _task(kinds, task)
 
 
 def _sideworld(kinds: Any) -> None:
@@ -38,6 +43,17 @@ def _sideworld(kinds: Any) -> None:
     channels = ["audio", "dense", "exo", "depth"]
     parser.add_argument("--channels", nargs="+", choices=channels, default=["audio"], help="that questions are about")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+
+
+def _task(kinds: Any, task: str) -> None:
+    def run(a: argparse.Namespace) -> str:
+        from pave import plug
+
+        return "\n".join(plug.load("tasks", task).prepare(a.raw, a.out))
+
+    parser = command(kinds, task, f"the release's files from the raw ones; see doc/datasets/{task}.md", run)
+    parser.add_argument("--raw", type=Path, required=True, metavar="DIR", help="as downloaded")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
 
 
 def _rgbd(kinds: Any) -> None:

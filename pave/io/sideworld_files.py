@@ -1,22 +1,32 @@
-"""Files of the small embedded world: real mp4 clips with sound, and one line of facts a clip."""
+"""Files of the small embedded world: real mp4 clips with sound, and one line of facts a clip.
+
+videos/<clip>.mp4          the clip
+exo/<clip>/behind.mp4      channel exo: the same scene from behind
+depth/<clip>/              channel depth: RGB-D pictures in the plain layout of `pave.io.rgbd`
+"""
 
 from __future__ import annotations
 
 import json
 import multiprocessing
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
 import av
+import numpy as np
+from av.video.frame import PictureType
+from PIL import Image
 from tqdm import tqdm
 
-from pave.io.atomic import atomic_file
+from pave.io.atomic import atomic_file, atomic_folder
+from pave.io.rgbd import DEPTH_SCALE
 from pave.io.sideworld import FPS, RATE, SIZE, SPLITS, Scene, clip_seed, from_record, render, scene, sound, to_record
-from pave.types import UserError
+from pave.io.sideworld_views import INTRINSICS, KEY_FRAMES, POSE, VIEWS, behind, depth, with_channels
+from pave.io.workers import one_thread_each
+from pave.types import NotThere, UserError
 
 
 class Record(NamedTuple):
@@ -29,25 +39,55 @@ class Record(NamedTuple):
 
 def write(scene: Scene, path: Path) -> None:
     """Write one clip as mp4 (H.264, AAC 32 kbit/s mono), on one thread; the name appears only when it is whole."""
+    _write_video(path, render(scene), sound(scene), KEY_FRAMES if scene.flashes else ())
+
+
+def write_behind(scene: Scene, path: Path) -> None:
+    """Write what the camera behind sees, without sound."""
+    _write_video(path, behind(scene))
+
+
+def write_depth(scene: Scene, path: Path) -> None:
+    """Write a folder of RGB-D pictures; it appears only when it is whole."""
+    colors = render(replace(scene, flashes=()), VIEWS)
+    with atomic_folder(path) as part:
+        np.savetxt(part / "intrinsic.txt", INTRINSICS, "%g")
+        for i, (color, metres) in enumerate(zip(colors, depth(scene, VIEWS))):
+            Image.fromarray(color).save(part / f"{i}.png")
+            Image.fromarray(np.rint(metres * DEPTH_SCALE).astype(np.uint16)).save(part / f"{i}.depth.png")
+            np.savetxt(part / f"{i}.pose.txt", POSE, "%g")
+
+
+def _write_video(path: Path, pictures: np.ndarray, wave: np.ndarray | None = None, alone: Sequence[int] = ()) -> None:
+    """Pictures uint8[T,H,W,3] and a wave float32[N] as mp4; those in `alone` are coded as if there were no others."""
+    # zerolatency: x264's look-ahead now and then encodes the same pictures differently.
+    options = {"preset": "veryfast", "tune": "zerolatency"}
+    # Constant quality spends bits by what came before; constant quantisers do not.
+    options |= {"qp": "18", "forced-idr": "1"} if len(alone) else {"crf": "18"}
     with atomic_file(path) as part, av.open(str(part), "w", format="mp4") as out:
-        # zerolatency: x264's look-ahead now and then encodes the same pictures differently.
-        options = {"crf": "18", "preset": "veryfast", "tune": "zerolatency"}
         video = out.add_stream("libx264", rate=FPS, options=options)
         video.width, video.height, video.pix_fmt, video.thread_count = SIZE, SIZE, "yuv420p", 1
-        audio = out.add_stream("aac", rate=RATE, layout="mono", options={"aac_coder": "fast"})
-        audio.bit_rate = 32_000
-        for picture in render(scene):
-            out.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        if wave is not None:  # before the first packet is written
+            audio = out.add_stream("aac", rate=RATE, layout="mono", options={"aac_coder": "fast"})
+            audio.bit_rate = 32_000
+        for number, picture in enumerate(pictures):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            if number in alone:
+                frame.pict_type = PictureType.I
+            out.mux(video.encode(frame))
         out.mux(video.encode(None))
-        wave = av.AudioFrame.from_ndarray(sound(scene)[None], format="fltp", layout="mono")
-        # With a first time of 0 the file says how long AAC's lead-in is; without, the sound would come 64 ms late.
-        wave.sample_rate, wave.pts, wave.time_base = RATE, 0, Fraction(1, RATE)
-        out.mux(audio.encode(wave))
-        out.mux(audio.encode(None))
+        if wave is not None:
+            track = av.AudioFrame.from_ndarray(wave[None], format="fltp", layout="mono")
+            # With a first time of 0 the file says how long AAC's lead-in is; without, the sound would come 64 ms late.
+            track.sample_rate, track.pts, track.time_base = RATE, 0, Fraction(1, RATE)
+            out.mux(audio.encode(track))
+            out.mux(audio.encode(None))
 
 
-def make(root: Path, clips_train: int, clips_test: int, seed: int, workers: int) -> None:
-    """Write root/videos/*.mp4 and root/scenes_{train,test}.jsonl; clips already there are kept.
+def make(
+    root: Path, clips_train: int, clips_test: int, seed: int, workers: int, channels: Sequence[str] = ("audio",)
+) -> None:
+    """Write the files of all clips and root/scenes_{train,test}.jsonl; files already there are kept.
 
     Raises UserError if root holds another world.
     """
@@ -55,18 +95,19 @@ def make(root: Path, clips_train: int, clips_test: int, seed: int, workers: int)
     missing = []
     for split, count in zip(SPLITS, (clips_train, clips_test)):
         records = [
-            Record(f"videos/{split}_{index:05d}.mp4", scene(clip_seed(split, seed, index))) for index in range(count)
+            Record(f"videos/{split}_{i:05d}.mp4", with_channels(scene(clip_seed(split, seed, i)), channels))
+            for i in range(count)
         ]
         _claim(root / f"scenes_{split}.jsonl", records)
-        missing += [(record.scene, root / record.video) for record in records if not (root / record.video).exists()]
+        missing += [job for record in records for job in _jobs(record, root) if not job.path.exists()]
     bar = tqdm(total=len(missing), desc="clips", unit="clip")
     if workers <= 1:
         for job in missing:
-            _write_job(job)
+            _run(job)
             bar.update()
     else:
-        with _one_thread_each(), multiprocessing.get_context("spawn").Pool(workers) as pool:
-            for _ in pool.imap_unordered(_write_job, missing, chunksize=4):
+        with one_thread_each(), multiprocessing.get_context("spawn").Pool(workers) as pool:
+            for _ in pool.imap_unordered(_run, missing, chunksize=4):
                 bar.update()
     bar.close()
 
@@ -74,7 +115,7 @@ def make(root: Path, clips_train: int, clips_test: int, seed: int, workers: int)
 def read_scenes(path: Path) -> list[Record]:
     """Read scenes_<split>.jsonl; raises UserError if it is absent or broken."""
     if not path.is_file():
-        raise UserError(f"{path}: not found; make the sideworld clips first")
+        raise NotThere(f"{path}: not found; make the sideworld clips first")
     records = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
@@ -99,19 +140,22 @@ def _claim(path: Path, records: list[Record]) -> None:
         )
 
 
-def _write_job(job: tuple[Scene, Path]) -> None:
-    write(*job)
+class _Job(NamedTuple):
+    write: Callable[[Scene, Path], None]
+    scene: Scene
+    path: Path
 
 
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Started processes read the variable when they import numpy; more threads than cores make all of them slower."""
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = before
+def _jobs(record: Record, root: Path) -> list[_Job]:
+    """What belongs to a clip."""
+    video, one = root / record.video, record.scene
+    jobs = [_Job(write, one, video)]
+    if "exo" in one.channels:
+        jobs.append(_Job(write_behind, one, root / "exo" / video.stem / "behind.mp4"))
+    if "depth" in one.channels:
+        jobs.append(_Job(write_depth, one, root / "depth" / video.stem))
+    return jobs
+
+
+def _run(job: _Job) -> None:
+    job.write(job.scene, job.path)

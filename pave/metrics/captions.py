@@ -25,14 +25,24 @@ def score(items: Sequence[tuple[Sequence[str], str | None]]) -> dict[str, float]
     if not items:
         return {}
     cut = [([tokenize(r) for r in references], tokenize(said or "")) for references, said in items]
-    found = {f"BLEU-{n}": value for n, value in enumerate(bleu(cut), start=1)}
-    found["ROUGE_L"] = sum(rouge_l(references, said) for references, said in cut) / len(cut)
-    found["CIDEr"] = sum(cider(cut)) / len(cut)
+    # Quirk: a fraction such as `1 1/2` is one word to ROUGE, two to the others; nothing is like nothing to ROUGE.
+    apart = [([_apart(r) for r in references], _apart(said)) for references, said in cut]
+    alike = [
+        rouge_l([r or [""] for r in references], words or [""]) if said is not None else 0.0
+        for (references, words), (_, said) in zip(cut, items)
+    ]
+    found = {f"BLEU-{n}": value for n, value in enumerate(bleu(apart), start=1)}
+    found["ROUGE_L"] = sum(alike) / len(alike)
+    found["CIDEr"] = sum(cider(apart)) / len(apart)
     try:
         found["METEOR"] = meteor(cut)
     except UserError as error:
         log.warning("METEOR is left out: %s", error)
     return found
+
+
+def _apart(words: Tokens) -> list[str]:
+    return " ".join(words).split()
 
 
 def bleu(items: Sequence[tuple[Sequence[Tokens], Tokens]]) -> list[float]:

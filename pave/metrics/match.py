@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 NUMBERS += ["thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"]
@@ -57,6 +57,12 @@ def refined(prediction: str, references: Iterable[str]) -> bool:
     return any(bare in other or other in bare for other in ("".join(r.split()) for r in references))
 
 
+def leo(prediction: str, references: Iterable[str]) -> bool:
+    """Exact as LEO counts it: the first reference that is equal, contained or contains decides."""
+    near = next((r for r in references if refined(prediction, [r])), None)
+    return prediction == near
+
+
 def scene_scores(cleaned: Sequence[tuple[Sequence[str], str | None]], groups: Sequence[str] = ()) -> dict[str, float]:
     """EM and EM_refined of cleaned (references, prediction or None), over all and in each group, with counts."""
     hits = [p is not None and exact(p, references) for references, p in cleaned]
@@ -64,16 +70,38 @@ def scene_scores(cleaned: Sequence[tuple[Sequence[str], str | None]], groups: Se
     return share("EM", hits, groups) | share("EM_refined", near, groups) | counts([p for _, p in cleaned])
 
 
+APART = " | "
+"""Between the names of a question's groups, where it belongs to several."""
+
+
 def share(name: str, right: Sequence[bool], groups: Sequence[str] = ()) -> dict[str, float]:
-    """How many of all are right, as `name`, and of each named group, as `name group`; of none, nothing."""
-    gathered: dict[str, list[bool]] = {name: list(right)} if right else {}
-    for group, value in sorted(zip(groups, right)):
-        if group:
-            gathered.setdefault(f"{name} {group}", []).append(value)
-    return {name: sum(values) / len(values) for name, values in gathered.items()}
+    """How many of all are right, as `name`, and of each named group, as `name group`; of none, nothing.
+
+    A question may belong to several groups, as in `short | Knowledge`.
+    """
+    gathered: dict[str, list[bool]] = {}
+    for group, value in zip(groups, right):
+        for one in dict.fromkeys(group.split(APART)):
+            if one:
+                gathered.setdefault(f"{name} {one}", []).append(value)
+    everything = {name: list(right)} if right else {}
+    return {name: sum(values) / len(values) for name, values in (everything | dict(sorted(gathered.items()))).items()}
 
 
-def counts(predictions: Sequence[str | None]) -> dict[str, float]:
-    """How many questions there are, how many without a prediction, how many with an empty one."""
+def macro(name: str, shares: Mapping[str, float], groups: Iterable[str]) -> dict[str, float]:
+    """Mean of the shares of these groups, those without a question left out, as `name macro`."""
+    values = [shares[f"{name} {group}"] for group in groups if f"{name} {group}" in shares]
+    return {f"{name} macro": sum(values) / len(values)} if values else {}
+
+
+def counts(predictions: Sequence[str | None], read: Sequence[object] | None = None) -> dict[str, float]:
+    """How many questions there are, how many without a prediction and with an empty one.
+
+    Given what was read out of each prediction, also `unparsed`: those that say something, from which nothing was read.
+    """
     missing = sum(p is None for p in predictions)
-    return {"n": len(predictions), "missing": missing, "empty": sum(p == "" for p in predictions)}
+    found: dict[str, float] = {"n": len(predictions), "missing": missing}
+    found["empty"] = sum(p is not None and not p.strip() for p in predictions)
+    if read is not None:
+        found["unparsed"] = sum(bool(p and p.strip()) and not one for p, one in zip(predictions, read))
+    return found

@@ -21,7 +21,7 @@ def meteor(items: Sequence[tuple[Sequence[Sequence[str]], Sequence[str]]]) -> fl
     command = ["java", "-Duser.language=en", "-Duser.country=US", "-Xmx2G", "-jar", str(jar)]
     options = ["-", "-", "-stdio", "-l", "en", "-norm"]
     with subprocess.Popen(
-        [*command, *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
+        [*command, *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8", errors="replace"
     ) as program:
         try:
             statistics = [

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pave.plug import nearest
-from pave.types import Question, UserError
+from pave.types import NotThere, Question, UserError
 
 T = TypeVar("T")
 
@@ -22,34 +22,54 @@ def annotation(task: str, split: str, files: Mapping[str, str], root: Path) -> P
     return root / files[split]
 
 
-def questions(
-    file: Path, unpack: Callable[[Any], Sequence[Any]], make: Callable[[Any], Iterable[Question]]
-) -> list[Question]:
+def records(file: Path, unpack: Callable[[Any], Sequence[Any]], make: Callable[[Any], Iterable[T]]) -> list[T]:
     """What `make` makes of every record that `unpack` finds in a JSON file; both raise ValueError for what is wrong.
 
     Raises UserError for a missing file, one that is not such JSON, or unusable records: the first by number, and how
     many there are.
     """
-    if not file.is_file():
-        raise UserError(f"{file}: no such annotation file; download it there (the task's header names the files)")
+    if not file.is_file() and not (file.suffix == ".parquet" and file.with_suffix(".json").is_file()):
+        raise NotThere(f"{file}: no such annotation file; download it there (the task's header names the files)")
     try:
-        records = unpack(json.loads(file.read_text(encoding="utf-8")))
+        given = unpack(parse(file))
+    except UserError:
+        raise
     except ValueError as error:
         raise UserError(f"{file}: not this task's annotations ({error}); download it again") from error
-    found: list[Question] = []
+    found: list[T] = []
     bad: list[str] = []
-    for number, record in enumerate(records, start=1):
+    for number, record in enumerate(given, start=1):
         try:
             found += make(record)
         except ValueError as error:
             bad.append(f"record {number} {error}")
     if bad:
-        raise UserError(f"{file}: {bad[0]} ({len(bad)} of {len(records)} records are unusable); correct the file")
+        raise UserError(f"{file}: {bad[0]} ({len(bad)} of {len(given)} records are unusable); correct the file")
     return found
 
 
+def parse(file: Path) -> Any:
+    """What a JSON file holds; of a .parquet file its rows, or what was converted to the .json file beside it.
+
+    Raises ValueError for broken JSON, UserError where nothing can read parquet.
+    """
+    if file.suffix != ".parquet":
+        return json.loads(file.read_text(encoding="utf-8"))
+    converted = file.with_suffix(".json")
+    if converted.is_file():
+        return json.loads(converted.read_text(encoding="utf-8"))
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise UserError(
+            f"{file}: parquet is read by pyarrow, which is not there; pip install pyarrow, or where pandas is: "
+            f"pandas.read_parquet('{file.name}').to_json('{converted.name}', orient='records')"
+        ) from error
+    return pyarrow.parquet.read_table(file).to_pylist()
+
+
 def rows(data: Any) -> list[Any]:
-    """For `questions`: the file is one list."""
+    """For `records`: the file is one list."""
     if not isinstance(data, list):
         raise ValueError(f"found {_kind(data)}, expected a list")
     return data
@@ -77,6 +97,24 @@ def texts(record: Any, name: str) -> tuple[str, ...]:
     if not found or not all(isinstance(text, str) for text in found):
         raise ValueError(f"has {found!r:.60} as '{name}', expected texts")
     return tuple(found)
+
+
+def turns(record: Any) -> list[tuple[str, str]]:
+    """(question, answer) of a training record of the LLaVA family. Raises ValueError."""
+    found = field(record, "conversations", list)
+    speakers = [field(turn, "from", str) for turn in found]
+    if not found or speakers != ["human", "gpt"] * (len(found) // 2):
+        raise ValueError(f"has turns of {speakers}, expected human and gpt in turn")
+    # The tag marks where the video goes, which the base decides.
+    said = [field(turn, "value", str).replace("<image>\n", "", 1).replace("<image>", "") for turn in found]
+    return list(zip(said[::2], said[1::2]))
+
+
+def prepared(place: Callable[[str], str], record: Any) -> list[Question]:
+    """The question of a record that `pave prepare` or the release made; `place` says where the video is."""
+    *history, (question, answer) = turns(record)
+    video = place(field(record, "video", str))
+    return [Question(ident(record, "id"), video, question, (answer,), history=tuple(history))]
 
 
 def numbered(found: Sequence[Question]) -> list[Question]:

@@ -9,26 +9,33 @@ Below root, videos as <folder>/<video id>.mp4; the files, and one made-up record
     Charades_vu17_test_480/
     {"dialogs": [{"image_id": "Q7ZZ1", "dialog": [{"question": "is he alone ?", "answer": "yes he is ."}, ...]}, ...]}
 
+    avsd_train_instruct.json, as `pave prepare` writes it (train_prepared)
+
 The last answer of a multiref dialog is a list of six. The release scores single references: CIDEr against six is
 another number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pave.metrics import captions
 from pave.metrics.match import counts
-from pave.tasks import _read
+from pave.tasks import _prepare, _read
 from pave.types import Prediction, Question
 
 FILES = {
     "train": "avsd_train.json",
     "test": "mock_test_set4DSTC10-AVSD_from_DSTC7_singref.json",
     "test_multiref": "mock_test_set4DSTC10-AVSD_from_DSTC7_multiref.json",
+    "train_prepared": "avsd_train_instruct.json",
 }
+SPLITS = tuple(FILES)
+EXPECTED = {"test": 1710, "test_multiref": 1710}
+"""Dialogs of the published files; how many conversations 7,659 dialogs make for training depends on their lengths."""
 CHUNK = 5
 """Rounds of a dialog that are learnt as one conversation."""
 HIDDEN = "__UNDISCLOSED__"
@@ -38,8 +45,10 @@ HIDDEN = "__UNDISCLOSED__"
 def load(split: str, root: Path) -> list[Question]:
     """The dialogs of a split, cut into conversations of five rounds for training. Raises UserError."""
     file = _read.annotation("avsd", split, FILES, root)
+    if split == "train_prepared":
+        return _read.numbered(_read.records(file, _read.rows, partial(_read.prepared, "Charades_v1_480/{}".format)))
     unpack, make = (_by_video, _conversations) if split == "train" else (_dialogs, _last_round)
-    return _read.numbered(_read.questions(file, unpack, make))
+    return _read.numbered(_read.records(file, unpack, make))
 
 
 def _by_video(data: Any) -> list[tuple[str, Any]]:
@@ -91,11 +100,67 @@ def target(question: Question) -> str:
 
 
 def score(pairs: Iterable[tuple[Question, Prediction | None]]) -> dict[str, float]:
-    """Caption metrics as fractions (papers print 100 times them); no answer is an empty caption."""
-    answered = [(q.answers, None if p is None else p.text) for q, p in pairs]
-    return {**captions.score(answered), **counts([text for _, text in answered])}
+    """Caption metrics as fractions (papers print 100 times them); no answer is an empty caption.
+
+    Against several references, without the stop words of the challenge's tool.
+    """
+    pairs = list(pairs)
+    said = [None if p is None else p.text for _, p in pairs]
+    many = any(len(q.answers) > 1 for q, _ in pairs)
+    keep = _without_stops if many else str
+    cut = [(tuple(map(keep, q.answers)), None if text is None else keep(text)) for (q, _), text in zip(pairs, said)]
+    return {**captions.score(cut), **counts(said)}
+
+
+def _without_stops(text: str) -> str:
+    """The list of DSTC10 has two words, the comma and the full stop, taken out where they stand alone."""
+    return " ".join(word for word in text.split() if word not in (",", "."))
 
 
 def chance(questions: Sequence[Question]) -> dict[str, float]:
     """There is no such thing for free text."""
     return {}
+
+
+def about(split: str) -> dict[str, str]:
+    """What the numbers of a split are: rules, prompt, references."""
+    many = split == "test_multiref"
+    return {
+        "rule": "captions by pycocoevalcap's rules" + (", without the stop words of DSTC10" if many else ""),
+        "prompt": "the dialog with the true answers so far, then the last question alone",
+        "references": "six an answer, as the challenges score" if many else "one an answer, as the release scores",
+    }
+
+
+def prepare(raw: Path, out: Path) -> list[str]:
+    """Training records, and the last answers in the form of COCO captions, as the release scores them."""
+
+    def train() -> list[str]:
+        records = _prepare.instruct(load("train", raw), prompt, lambda video: video.name)
+        return [_prepare.write(out / FILES["train_prepared"], records)]
+
+    def test() -> list[str]:
+        file = out / "avsd_test_coco.json"
+        gold = coco(load("test", raw), {"info": {}, "licenses": [], "type": "captions"})
+        return [_prepare.write(file, gold, len(gold["annotations"]))]
+
+    return _prepare.every(raw, FILES, {"train": train, "test": test})
+
+
+PICTURE = {
+    "license": 3,
+    "url": "http://farm9.staticflickr.com/8186/8119368305_4e622c8349_z.jpg",
+    "file_name": "COCO_val2014_000000391895.jpg",
+    "width": 640,
+    "date_captured": "2013-11-14 11:18:45",
+    "height": 360,
+}
+"""The release gives every video this picture of COCO, which nothing looks at."""
+
+
+def coco(questions: Sequence[Question], sample: Mapping[str, Any]) -> dict[str, Any]:
+    """Gold answers as an annotation file of COCO captions, with the heads of `sample`, another such file."""
+    names = [Path(q.video).stem for q in questions]
+    answers = [{"image_id": n, "id": i, "caption": q.answers[0]} for i, (n, q) in enumerate(zip(names, questions))]
+    heads = {key: sample[key] for key in ("info", "licenses", "type")}
+    return heads | {"annotations": answers, "images": [PICTURE | {"id": name} for name in names]}

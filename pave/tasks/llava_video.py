@@ -74,6 +74,11 @@ def chance(questions: Sequence[Question]) -> dict[str, float]:
     return {}
 
 
+def about(split: str) -> dict[str, str]:
+    """What is learnt."""
+    return {"prompt": "the question alone", "references": f"the first {PER_VIDEO} questions of a video"}
+
+
 def prepare(raw: Path, out: Path) -> list[str]:
     """The first two records of every video, as the release learns them, one file for each folder."""
     lines = []

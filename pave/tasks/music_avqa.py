@@ -2,7 +2,8 @@
 
 Below root, as in the authors' repository: json_update/avqa-{train,val,test}.json, corrected (splits train, val, test),
 or json/avqa-{train,val,test}.json, as first published (train_original, val_original, test_original); videos in
-MUSIC-AVQA-videos-Real (ids that start with a digit) and MUCIS-AVQA-videos-Synthetic. One made-up record:
+MUSIC-AVQA-videos-Real (ids that start with a digit) and MUCIS-AVQA-videos-Synthetic; or music_avqa_train_instruct.json,
+as `pave prepare` writes it (train_prepared). One made-up record:
 
     {"video_id": "00009999", "question_id": 7, "type": "[\\"Audio-Visual\\", \\"Location\\"]",
      "question_content": "Where is the <LR> <Object>?", "templ_values": "[\\"first\\", \\"violin\\"]",
@@ -14,39 +15,56 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pave.metrics.match import counts, plain, share
-from pave.tasks import _read
+from pave.tasks import _prepare, _read
 from pave.types import Prediction, Question
 
 PARTS = ("train", "val", "test")
 FILES = {part: f"json_update/avqa-{part}.json" for part in PARTS} | {
     f"{part}_original": f"json/avqa-{part}.json" for part in PARTS
 }
+FILES |= {f"{split}_prepared": f"music_avqa_{split}_instruct.json" for split in ("train", "train_original")}
+SPLITS = tuple(FILES)
+EXPECTED = {"val": 4568, "test": 9129, "val_original": 4595, "test_original": 9185}
+"""Questions of the published files; of the training files, of which some are learnt twice, the number is not known."""
 TYPES = {
     "Audio": ("Counting", "Comparative"),
     "Visual": ("Counting", "Location"),
     "Audio-Visual": ("Existential", "Counting", "Location", "Comparative", "Temporal"),
 }
 """The question types of each modality; others do not count for their modality."""
+CLASSES = re.findall(
+    r"\w+",
+    "yes no zero one two three four five six seven eight nine ten more_than_ten left middle right indoor outdoor "
+    "simultaneously accordion acoustic_guitar bagpipe banjo bassoon cello clarinet congas drum electric_bass erhu "
+    "flute guzheng piano pipa saxophone suona trumpet tuba ukulele violin xylophone",
+)
+"""The 42 answers there are, with _ for spaces."""
 
 
 def load(split: str, root: Path) -> list[Question]:
     """All questions of a split; the group is `modality type`, as `Audio Counting`. Raises UserError."""
     file = _read.annotation("music_avqa", split, FILES, root)
+    if split.endswith("prepared"):
+        return _read.numbered(_read.records(file, _read.rows, partial(_read.prepared, _video)))
     make = _twice_if_heard if split.startswith("train") else _question
-    return _read.numbered(_read.questions(file, _read.rows, make))
+    return _read.numbered(_read.records(file, _read.rows, make))
+
+
+def _video(name: str) -> str:
+    folder = "MUSIC-AVQA-videos-Real" if name[:1].isdecimal() else "MUCIS-AVQA-videos-Synthetic"
+    return f"{folder}/{name}.mp4"
 
 
 def _question(raw: Any) -> list[Question]:
-    video = _read.field(raw, "video_id", str)
-    folder = "MUSIC-AVQA-videos-Real" if video[:1].isdecimal() else "MUCIS-AVQA-videos-Synthetic"
     return [
         Question(
             qid=_read.ident(raw, "question_id"),
-            video=f"{folder}/{video}.mp4",
+            video=_video(_read.field(raw, "video_id", str)),
             text=fill(_read.field(raw, "question_content", str), _texts(raw, "templ_values")),
             answers=(_read.field(raw, "anser", str),),
             group=" ".join(_texts(raw, "type")),
@@ -93,7 +111,7 @@ def target(question: Question) -> str:
 
 
 def score(pairs: Iterable[tuple[Question, Prediction | None]]) -> dict[str, float]:
-    """Accuracy over all questions, by modality and by type as published, and `strict`, where the texts are equal.
+    """Accuracy over all questions, by modality and by type as published, and `strict`, by the class an answer names.
 
     A question without a prediction is wrong, and counted as missing.
     """
@@ -102,17 +120,53 @@ def score(pairs: Iterable[tuple[Question, Prediction | None]]) -> dict[str, floa
     gold = [q.answers[0] for q, _ in pairs]
     groups = [q.group for q, _ in pairs]
     modality = {f"{name} {kind}": name for name, kinds in TYPES.items() for kind in kinds}
+    modalities = [modality.get(group, "") for group in groups]
     # Quirk: right is what has the answer anywhere in it, so `nothing` is right for `no`.
     right = [text is not None and answer.lower() in text.lower() for text, answer in zip(said, gold)]
-    strict = [text is not None and plain(text) == plain(answer) for text, answer in zip(said, gold)]
+    read = [named(text or "") for text in said]
+    exact = [bool(name) and name == _key(answer) for name, answer in zip(read, gold)]
     return {
-        **share("accuracy", right, [modality.get(group, "") for group in groups]),
+        **share("accuracy", right, modalities),
         **share("accuracy", right, groups),
-        **share("strict", strict),
-        **counts(said),
+        **share("strict", exact, modalities),
+        **share("strict", exact, groups),
+        **counts(said, read),
     }
+
+
+def named(text: str) -> str:
+    """The one of the 42 answers that a text names as a whole word, or ""."""
+    words = f"_{_key(text)}_"
+    found = [name for name in CLASSES if f"_{name}_" in words]
+    if "more_than_ten" in found:
+        found.remove("ten")
+    return found[0] if len(found) == 1 else ""
+
+
+def _key(text: str) -> str:
+    return "_".join(re.findall(r"[^\W_]+", plain(text)))
 
 
 def chance(questions: Sequence[Question]) -> dict[str, float]:
     """There is no such thing for free text."""
     return {}
+
+
+def about(split: str) -> dict[str, str]:
+    """What the numbers of a split are: rules, prompt, references."""
+    return {
+        "accuracy": "the answer stands anywhere in the prediction, capitals or not, as the release scores",
+        "strict": "the one of the 42 answers that the prediction names, as a whole word, is right",
+        "prompt": "the question alone",
+        "references": "as first published" if "original" in split else "corrected by the authors (json_update)",
+    }
+
+
+def prepare(raw: Path, out: Path) -> list[str]:
+    """Training records of both versions of the annotations, what asks for the sound twice."""
+
+    def make(split: str) -> list[str]:
+        records = _prepare.instruct(load(split, raw), prompt, lambda video: video.stem)
+        return [_prepare.write(out / FILES[f"{split}_prepared"], [r | {"id": int(r["id"])} for r in records])]
+
+    return _prepare.every(raw, FILES, {split: partial(make, split) for split in ("train", "train_original")})

@@ -1,4 +1,4 @@
-"""The small embedded world: audio questions that no picture decides, and visual controls that every picture does.
+"""The small embedded world: questions that one side-channel decides, and visual controls that every picture does.
 
 One line of root/scenes_test.jsonl, made by `pave.io.sideworld_files.make` (here broken in two):
 
@@ -6,7 +6,9 @@ One line of root/scenes_test.jsonl, made by `pave.io.sideworld_files.make` (here
       {"shape": "star", "color": "blue", "radius": 10.8, "x": [17.0, 15.2], "y": [43.1, 44.0], "jump": 2.819}, {...}],
       "asked": 0, "sounding": 1, "sound": "buzz", "loudness": 0.61}}
 
-Each clip gets one question of every kind; the group of a question is the name of its kind.
+With other channels than audio it names them: "channels": ["dense", "exo", "depth"], and says what only they show:
+"flashes": [{"color": "red", "frame": 23}, {...}], "backs": ["white", "blue"], "metres": [1.31, 2.74].
+Each clip gets one question of every kind that its channels can answer; the group of a question is the name of its kind.
 """
 
 from __future__ import annotations
@@ -26,9 +28,9 @@ class Kind(NamedTuple):
 
     name: str
     needs: str
-    """`audio`, or `visual` for a control that the video alone answers."""
+    """The channel, or all of them joined by +, without which none can answer; `visual`: the video alone answers."""
     text: str
-    """With `{color}` for the color of the thing asked about."""
+    """With `{color}` and `{shape}` for those of the thing asked about."""
     answer: Callable[[Scene], str]
     options: Callable[[Scene], tuple[str, ...]]
     """All answers left to one who sees which two things there are but not the fact asked for; as many in any scene."""
@@ -51,6 +53,27 @@ def _colors(scene: Scene) -> tuple[str, ...]:
     return tuple(thing.color for thing in scene.things)
 
 
+def _two_colors(scene: Scene) -> tuple[str, ...]:
+    return tuple(sorted(_colors(scene)))
+
+
+def _all_colors(scene: Scene) -> tuple[str, ...]:
+    return tuple(sorted(COLORS))
+
+
+def _bigger_back(scene: Scene) -> str:
+    return scene.backs[scene.things.index(scene.bigger)]
+
+
+def _nearer(scene: Scene) -> Thing:
+    return scene.things[scene.metres.index(min(scene.metres))]
+
+
+def _flash_heard(scene: Scene) -> str:
+    """Flashes are in the order of time, as the jumps they accompany."""
+    return scene.flashes[int(_sounding(scene) is not scene.first)].color
+
+
 KINDS = (
     Kind("which_sound", "audio", "Which sound is heard?", lambda s: s.sound, lambda s: tuple(SOUNDS)),
     Kind("who_jumped", "audio", "Which shape jumped when the sound was heard?", lambda s: _sounding(s).shape, _shapes),
@@ -58,6 +81,17 @@ KINDS = (
     Kind("shape_of_color", "visual", "Which shape is {color}?", lambda s: _asked(s).shape, _shapes),
     Kind("left_shape", "visual", "Which shape is on the left?", lambda s: s.things[0].shape, _shapes),
 )
+"""What the shipped base has been asked."""
+FURTHER = (
+    Kind("first_flash", "dense", "Which color flashed first?", lambda s: s.flashes[0].color, _all_colors),
+    Kind("last_flash", "dense", "Which color flashed last?", lambda s: s.flashes[1].color, _all_colors),
+    Kind("heard_flash", "audio+dense", "Which color flashed when the sound was heard?", _flash_heard, _all_colors),
+    Kind("bigger_back", "exo", "Which color is the back of the bigger shape?", _bigger_back, _all_colors),
+    Kind("back_color", "exo", "Which color is the back of the {shape}?", lambda s: s.backs[s.asked], _all_colors),
+    Kind("nearer_shape", "depth", "Which shape is nearer?", lambda s: _nearer(s).shape, _shapes),
+    Kind("nearer_color", "depth", "Which color is the nearer shape?", lambda s: _nearer(s).color, _two_colors),
+)
+"""What it never heard of."""
 
 
 def load(split: str, root: Path) -> list[Question]:
@@ -72,16 +106,18 @@ def load(split: str, root: Path) -> list[Question]:
 
 
 def ask(scene: Scene, video: str = "") -> list[Question]:
-    """One question of every kind about a scene; without a file for pictures rendered on the fly."""
+    """One question of every kind that the scene's channels can answer; without a file for pictures made on the fly."""
+    asked = _asked(scene)
     return [
         Question(
             qid=f"{Path(video).stem}.{kind.name}",
             video=video,
-            text=kind.text.format(color=_asked(scene).color),
+            text=kind.text.format(color=asked.color, shape=asked.shape),
             answers=(kind.answer(scene),),
             group=kind.name,
         )
-        for kind in KINDS
+        for kind in (*KINDS, *FURTHER)
+        if {*kind.needs.split("+")} <= {"visual", *scene.channels}
     ]
 
 
@@ -96,7 +132,7 @@ def target(question: Question) -> str:
 
 
 def score(pairs: Iterable[tuple[Question, Prediction | None]]) -> dict[str, float]:
-    """Share of right answers per kind and over all `audio` and `visual` questions, with counts `n` and `missing`.
+    """Share of right answers per kind and over all that need the same (`audio`, `visual`, ...), and `n`, `missing`.
 
     A question without a prediction is wrong, and counted as missing.
     """
@@ -109,12 +145,12 @@ def score(pairs: Iterable[tuple[Question, Prediction | None]]) -> dict[str, floa
 def chance(questions: Sequence[Question]) -> dict[str, float]:
     """What guessing among the options reaches, under the same names as `score`."""
     any_scene = scene(0)
-    guess = {kind.name: 1.0 / len(kind.options(any_scene)) for kind in KINDS}
+    guess = {kind.name: 1.0 / len(kind.options(any_scene)) for kind in (*KINDS, *FURTHER)}
     return _means([question.group for question in questions], [guess[question.group] for question in questions])
 
 
 def texts() -> list[str]:
-    """Every prompt and every answer word, for training a tokenizer."""
+    """Every prompt of KINDS and every answer word, for training the shipped base's tokenizer."""
     questions = dict.fromkeys(kind.text.format(color=color) for kind in KINDS for color in COLORS)
     return [_instruct(text) for text in questions] + [*SOUNDS, *SHAPES, *COLORS]
 
@@ -128,8 +164,8 @@ def _right(question: Question, prediction: Prediction) -> bool:
 
 
 def _means(groups: list[str], values: list[float]) -> dict[str, float]:
-    """Mean value per kind and per `audio` and `visual`, for those that occur."""
-    needs = {kind.name: kind.needs for kind in KINDS}
+    """Mean value per kind and per what it needs, for those that occur."""
+    needs = {kind.name: kind.needs for kind in (*KINDS, *FURTHER)}
     gathered: dict[str, list[float]] = {}
     for group, value in zip(groups, values):
         gathered.setdefault(group, []).append(value)
