@@ -31,14 +31,7 @@ def score(
     asked = first(gold, limit)
     if predictions.is_dir():
         predictions = merge(predictions, asked)
-    records = _read(predictions, {q.qid for q in gold}, f"{task} {split}")
-    missing = [q.qid for q in asked if q.qid not in records]
-    if missing and not allow_missing:
-        raise UserError(
-            f"{predictions}: {len(missing)} of {len(asked)} questions have no answer, as '{missing[0]}'; "
-            "`pave eval` into the same folder goes on, --allow-missing counts them as wrong"
-        )
-    answers = {qid: Prediction(qid, record["text"]) for qid, record in records.items() if "text" in record}
+    answers, missing = read(predictions, gold, asked, allow_missing)
     said = [answers[q.qid].text for q in asked if q.qid in answers]
     result = {
         "task": task,
@@ -60,6 +53,20 @@ def score(
     with atomic_file(predictions.with_name(METRICS)) as temporary:
         temporary.write_text(json.dumps(result, indent=1))
     return result
+
+
+def read(
+    predictions: Path, gold: Sequence[Question], asked: Sequence[Question], allow_missing: bool = False
+) -> tuple[dict[str, Prediction], list[str]]:
+    """The answers of a file by question, and which of those asked have none. Raises UserError as `score`."""
+    records = _read(predictions, {q.qid for q in gold})
+    missing = [q.qid for q in asked if q.qid not in records]
+    if missing and not allow_missing:
+        raise UserError(
+            f"{predictions}: {len(missing)} of {len(asked)} questions have no answer, as '{missing[0]}'; "
+            "`pave eval` into the same folder goes on, --allow-missing counts them as wrong"
+        )
+    return {qid: Prediction(qid, record["text"]) for qid, record in records.items() if "text" in record}, missing
 
 
 def _asked_how(manifest: Path) -> dict[str, Any]:
@@ -126,14 +133,14 @@ def merge(out: Path, asked: Sequence[Question]) -> Path:
     return out / PREDICTIONS
 
 
-def _read(predictions: Path, known: set[str], where: str) -> dict[str, Record]:
+def _read(predictions: Path, known: set[str]) -> dict[str, Record]:
     if not predictions.is_file():
         raise UserError(f"{predictions}: no such predictions file; `pave eval` writes one")
     records: dict[str, Record] = {}
     for number, record in _lines(predictions):
         qid = record["qid"]
         if qid not in known or qid in records:
-            what = "answered twice" if qid in records else f"not in {where}"
+            what = "answered twice" if qid in records else "not one of this split"
             raise UserError(f"{predictions}:{number}: question '{qid}' is {what}")
         records[qid] = record
     return records

@@ -112,6 +112,11 @@ def score(pairs: Iterable[tuple[Question, Prediction | None]]) -> dict[str, floa
     return {**captions.score(cut), **counts(said)}
 
 
+def each(pairs: Sequence[tuple[Question, Prediction | None]]) -> dict[str, float]:
+    """The part of `score` of which each question has its own share: none of a caption metric."""
+    return counts([None if p is None else p.text for _, p in pairs])
+
+
 def _without_stops(text: str) -> str:
     """The list of DSTC10 has two words, the comma and the full stop, taken out where they stand alone."""
     return " ".join(word for word in text.split() if word not in (",", "."))

@@ -80,15 +80,23 @@ def score(pairs: Iterable[tuple[Question, Prediction | None]]) -> dict[str, floa
     EM_leo stops at the first reference that is near, as LEO does; EM_raw compares texts as they are, as the authors do.
     """
     pairs = list(pairs)
-    cleaned = [(tuple(map(clean, q.answers)), None if p is None else clean(p.text)) for q, p in pairs]
+    return {**each(pairs), **captions.score(_cleaned(pairs))}
+
+
+def each(pairs: Sequence[tuple[Question, Prediction | None]]) -> dict[str, float]:
+    """The part of `score` of which each question has its own share."""
+    cleaned = _cleaned(pairs)
     first = [text is not None and leo(text, references) for references, text in cleaned]
     same = [p is not None and p.text in q.answers for q, p in pairs]
     return {
         **scene_scores(cleaned, [q.group for q, _ in pairs]),
         **share("EM_leo", first),
         **share("EM_raw", same),
-        **captions.score(cleaned),
     }
+
+
+def _cleaned(pairs: Sequence[tuple[Question, Prediction | None]]) -> list[tuple[tuple[str, ...], str | None]]:
+    return [(tuple(map(clean, q.answers)), None if p is None else clean(p.text)) for q, p in pairs]
 
 
 def chance(questions: Sequence[Question]) -> dict[str, float]:

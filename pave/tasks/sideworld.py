@@ -30,7 +30,7 @@ class Kind(NamedTuple):
     needs: str
     """The channel, or all of them joined by +, without which none can answer; `visual`: the video alone answers."""
     text: str
-    """With `{color}` and `{shape}` for those of the thing asked about."""
+    """With `{color}` for the color of the thing asked about."""
     answer: Callable[[Scene], str]
     options: Callable[[Scene], tuple[str, ...]]
     """All answers left to one who sees which two things there are but not the fact asked for; as many in any scene."""
@@ -61,17 +61,13 @@ def _all_colors(scene: Scene) -> tuple[str, ...]:
     return tuple(sorted(COLORS))
 
 
-def _bigger_back(scene: Scene) -> str:
-    return scene.backs[scene.things.index(scene.bigger)]
+def _bigger(scene: Scene) -> int:
+    return scene.things.index(scene.bigger)
 
 
 def _nearer(scene: Scene) -> Thing:
     return scene.things[scene.metres.index(min(scene.metres))]
 
-
-def _flash_heard(scene: Scene) -> str:
-    """Flashes are in the order of time, as the jumps they accompany."""
-    return scene.flashes[int(_sounding(scene) is not scene.first)].color
 
 
 KINDS = (
@@ -83,11 +79,23 @@ KINDS = (
 )
 """What the shipped base has been asked."""
 FURTHER = (
-    Kind("first_flash", "dense", "Which color flashed first?", lambda s: s.flashes[0].color, _all_colors),
-    Kind("last_flash", "dense", "Which color flashed last?", lambda s: s.flashes[1].color, _all_colors),
-    Kind("heard_flash", "audio+dense", "Which color flashed when the sound was heard?", _flash_heard, _all_colors),
-    Kind("bigger_back", "exo", "Which color is the back of the bigger shape?", _bigger_back, _all_colors),
-    Kind("back_color", "exo", "Which color is the back of the {shape}?", lambda s: s.backs[s.asked], _all_colors),
+    Kind(
+        *("bigger_flash", "dense", "Which color flashed behind the bigger shape?"),
+        *(lambda s: s.flashes[_bigger(s)].color, _all_colors),
+    ),
+    Kind(
+        *("left_flash", "dense", "Which color flashed behind the shape on the left?"),
+        *(lambda s: s.flashes[0].color, _all_colors),
+    ),
+    Kind(
+        *("heard_flash", "audio+dense", "Which color flashed when the sound was heard?"),
+        *(lambda s: s.flashes[s.sounding].color, _all_colors),
+    ),
+    Kind(
+        *("bigger_back", "exo", "Which color is the back of the bigger shape?"),
+        *(lambda s: s.backs[_bigger(s)], _all_colors),
+    ),
+    Kind("left_back", "exo", "Which color is the back of the shape on the left?", lambda s: s.backs[0], _all_colors),
     Kind("nearer_shape", "depth", "Which shape is nearer?", lambda s: _nearer(s).shape, _shapes),
     Kind("nearer_color", "depth", "Which color is the nearer shape?", lambda s: _nearer(s).color, _two_colors),
 )
@@ -107,12 +115,11 @@ def load(split: str, root: Path) -> list[Question]:
 
 def ask(scene: Scene, video: str = "") -> list[Question]:
     """One question of every kind that the scene's channels can answer; without a file for pictures made on the fly."""
-    asked = _asked(scene)
     return [
         Question(
             qid=f"{Path(video).stem}.{kind.name}",
             video=video,
-            text=kind.text.format(color=asked.color, shape=asked.shape),
+            text=kind.text.format(color=_asked(scene).color),
             answers=(kind.answer(scene),),
             group=kind.name,
         )
