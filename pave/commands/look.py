@@ -6,12 +6,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from pave.commands import Help, add_config, add_extraction, command
+from pave.commands import Help, add_checkpoint, add_config, add_extraction, command, pair
 
 
 def add(commands: Any) -> None:
     """Their parsers."""
-    for parser in (_list, _show, _bench):
+    for parser in (_list, _show, _bench, _profile, _explain):
         parser(commands)
 
 
@@ -88,3 +88,56 @@ def _bench_decode(benches: Any) -> None:
 
     parser = command(benches, "decode", "32 frames of a video against all of them", run)
     parser.add_argument("video", type=Path)
+
+
+def _profile(commands: Any) -> None:
+    def run(a: argparse.Namespace) -> str:
+        from pave import config, draw, profile
+
+        shapes = {name: profile.parse_shape(text) for name, text in map(pair, a.side)}
+        if a.plot:
+            draw.check(a.plot)
+        text = profile.TEXT if a.text is None else a.text
+        found = profile.profile(config.load(a.config, a.overrides), shapes, text, curves=a.plot is not None)
+        if a.out:
+            profile.save(found, a.out)
+        if a.plot:
+            draw.costs(found, a.plot)
+        return profile.table(found)
+
+    text = "what a model costs: parameters, files, work and memory of each part; needs no weights"
+    parser = command(commands, "profile", text, run)
+    add_config(parser)
+    parser.add_argument(
+        "--side", action="append", default=[], metavar="SIDE=STEPSxTOKENS", help="its size; default: as published"
+    )
+    parser.add_argument("--text", type=int, metavar="N", help="text tokens of the prompt; default: 46")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="also write it as .json, or the table as .csv")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw it as .png, with curves; the extra plot")
+
+
+def _explain(commands: Any) -> None:
+    def run(a: argparse.Namespace) -> str:
+        from pave import draw, evaluate, explain
+        from pave.serve.session import Session
+
+        draw.check(a.out)
+        features, others = ({name: Path(file) for name, file in map(pair, texts)} for texts in (a.features, a.other))
+        session = Session(*evaluate.load_model(a.ckpt, a.base, a.overrides, False, a.device))
+        found = explain.explain(session, a.video, a.ask, features, others, a.answer, a.token)
+        return f"{found.answer}\n{draw.explanation(found, a.out)}"
+
+    parser = command(commands, "explain", "what the patches did for one answer, as pictures and numbers", run)
+    add_checkpoint(parser)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. sides.audio.encoder=FILE")
+    parser.add_argument("--video", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--ask", required=True, metavar="QUESTION")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for index.html, PNGs and explain.json")
+    parser.add_argument(
+        "--features", action="append", default=[], metavar="SIDE=FILE", help="features, or media to take it from"
+    )
+    parser.add_argument(
+        "--other", action="append", default=[], metavar="SIDE=FILE", help="features of another clip, to try instead"
+    )
+    parser.add_argument("--answer", metavar="TEXT", help="explain this answer; default: what the model says")
+    parser.add_argument("--token", type=int, metavar="N", help="of a frame, row by row; default: what changes most")
