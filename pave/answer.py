@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
 from pave.data import Sample, collate, pad
@@ -68,6 +69,15 @@ class Begun(NamedTuple):
     """int[G], the row of `visual` that comes next for each video."""
 
 
+class Rest(NamedTuple):
+    """What of a question follows the beginning."""
+
+    video: int
+    ids: list[int]
+    places: Tensor
+    """int[A,L], where the tokens stand."""
+
+
 def decoding(model: Pave, max_new_tokens: int) -> Decoding:
     """As the base's generation config says. Raises UserError for what is not done here."""
     config = model.base.hf.generation_config
@@ -82,8 +92,13 @@ def decoding(model: Pave, max_new_tokens: int) -> Decoding:
 def answers(model: Pave, asked: Sequence[Asked], how: Decoding, rows: int) -> list[list[list[int]]]:
     """Token ids of the answer to every question of each video, without their end; `rows` questions go at once."""
     common = [_common(a.prompts) for a in asked]
-    begun = _begin(model, asked, common)
-    rest = [(video, prompt[common[video] :]) for video, a in enumerate(asked) for prompt in a.prompts]
+    places = [[_places(model, a.sample, prompt) for prompt in a.prompts] for a in asked]
+    begun = _begin(model, asked, common, [own[0] for own in places])
+    rest = [
+        Rest(video, prompt[start:], place[:, start:])
+        for video, (a, own, start) in enumerate(zip(asked, places, common))
+        for prompt, place in zip(a.prompts, own)
+    ]
     parts = [_go_on(model, begun, rest[i : i + rows], how) for i in range(0, len(rest), rows)]
     new = iter([tokens for part in parts for tokens in part])
     return [[next(new) for _ in a.prompts] for a in asked]
@@ -95,6 +110,21 @@ def _common(prompts: Sequence[Sequence[int]]) -> int:
     return min(sum(1 for _ in same), min(map(len, prompts)) - 1)
 
 
+def _places(model: Pave, sample: Sample, prompt: list[int]) -> Tensor:
+    """int[A,L], where the tokens of a prompt stand: one after the other, unless its base knows better."""
+    ids = torch.tensor([prompt])
+    pixels = None if sample.pixels is None else sample.pixels[None]
+    seconds = None if sample.frame_seconds is None else [sample.frame_seconds]
+    found = model.positions(ids, torch.ones_like(ids), pixels, seconds)
+    return torch.arange(len(prompt))[None] if found is None else found[:, 0]
+
+
+def _side_by_side(places: Sequence[Tensor]) -> Tensor:
+    """int[A,L] of each row -> int[A,R,L], or int[R,L] where A is 1, padded at the left."""
+    padded = pad_sequence([row.T for row in places], batch_first=True, padding_side="left").permute(2, 0, 1)
+    return padded[0] if len(padded) == 1 else padded
+
+
 def to_device(value: Any, device: torch.device) -> Any:
     """Tensors of a batch to a device; what is planned on the host (steps, seconds) stays there."""
     if isinstance(value, torch.Tensor):
@@ -104,7 +134,7 @@ def to_device(value: Any, device: torch.device) -> Any:
     return value
 
 
-def _begin(model: Pave, asked: Sequence[Asked], common: Sequence[int]) -> Begun:
+def _begin(model: Pave, asked: Sequence[Asked], common: Sequence[int], places: Sequence[Tensor]) -> Begun:
     """Read the beginning of each video's questions."""
     samples = [a.sample._replace(ids=a.prompts[0][:length], labels=[]) for a, length in zip(asked, common)]
     batch = collate(samples, model.base.tokenizer.pad_token_id, left=True)
@@ -113,27 +143,29 @@ def _begin(model: Pave, asked: Sequence[Asked], common: Sequence[int]) -> Begun:
     first = torch.arange(len(visual), device=visual.device) * visual.shape[1]
     visual = visual.flatten(0, 1)
     cache = DynamicCache()
-    _read(model, model.place(batch["ids"], visual, first), batch["mask"], cache)
+    positions = _side_by_side([place[:, :length] for place, length in zip(places, common)]).to(visual.device)
+    _read(model, model.place(batch["ids"], visual, first), batch["mask"], positions, cache)
     return Begun(cache, batch["mask"], visual, first + (batch["ids"] == VIDEO).sum(1))
 
 
-def _go_on(model: Pave, begun: Begun, rest: Sequence[tuple[int, list[int]]], how: Decoding) -> list[list[int]]:
-    """Answers to R questions, each given as its video and what follows the beginning."""
+def _go_on(model: Pave, begun: Begun, rest: Sequence[Rest], how: Decoding) -> list[list[int]]:
+    """Answers to R questions."""
     device = begun.mask.device
-    videos = torch.tensor([video for video, _ in rest], device=device)
+    videos = torch.tensor([r.video for r in rest], device=device)
     cache = DynamicCache()
     for i, layer in enumerate(begun.cache.layers):
         cache.update(layer.keys[videos], layer.values[videos], i)
     fill = model.base.tokenizer.pad_token_id
-    ids = pad([ids for _, ids in rest], fill, left=True).to(device)
-    own = pad([[1] * len(ids) for _, ids in rest], 0, left=True).bool().to(device)
+    ids = pad([r.ids for r in rest], fill, left=True).to(device)
+    own = pad([[1] * len(r.ids) for r in rest], 0, left=True).bool().to(device)
+    positions = _side_by_side([r.places for r in rest]).to(device)
     mask = torch.cat([begun.mask[videos], own], 1)
     embeds = model.place(ids, begun.visual, begun.next[videos])
     said = ids.new_full((len(rest), 0 if how.start is None else 1), how.start or 0)
     new = ids[:, :0]
     running = mask.new_ones(len(rest))
     while True:
-        logits = model.base.head(_read(model, embeds, mask, cache)).float()
+        logits = model.base.head(_read(model, embeds, mask, positions, cache)).float()
         token = _penalised(logits, torch.cat([said, new], 1), how.repetition_penalty).argmax(-1)
         token = token.masked_fill(~running, fill)
         new = torch.cat([new, token[:, None]], 1)
@@ -141,13 +173,12 @@ def _go_on(model: Pave, begun: Begun, rest: Sequence[tuple[int, list[int]]], how
         if new.shape[1] == how.max_new_tokens or not running.any():
             return [_until_end(row, how.end) for row in new.tolist()]
         mask = torch.cat([mask, mask.new_ones(len(rest), 1)], 1)
+        positions = positions[..., -1:] + 1
         embeds = model.base.hf.get_input_embeddings()(token[:, None])
 
 
-def _read(model: Pave, embeds: Tensor, mask: Tensor, cache: DynamicCache) -> Tensor:
+def _read(model: Pave, embeds: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
     """Let the LLM read float[R,L,D] after what is in the cache, which grows; its last hidden state float[R,D]."""
-    # Padding takes no position, wherever it stands.
-    positions = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -embeds.shape[1] :]
     return model.base.lm(
         inputs_embeds=embeds, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
     ).last_hidden_state[:, -1]

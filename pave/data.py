@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -28,7 +29,7 @@ class Sample(NamedTuple):
     """With VIDEO at every visual position."""
     labels: list[int]
     pixels: Tensor | None
-    """float[T,3,h,w], or what `pave extract video` stored: float[T,S,Q+D]"""
+    """What the base's `preprocess` made, float[T,3,h,w], or `pave extract video` stored, float[T,S,Q+D]"""
     frame_seconds: Tensor | None
     """float[T]"""
     sides: Mapping[str, SideTokens | None]
@@ -67,7 +68,8 @@ def collate(
     }
     videos = [s for s in samples if s.pixels is not None]
     if videos:
-        batch["pixels"] = torch.stack([s.pixels for s in videos if s.pixels is not None])
+        pixels = [s.pixels for s in videos if s.pixels is not None]
+        batch["pixels"] = torch.stack(pixels) if len({x.shape for x in pixels}) == 1 else pixels
         batch["frame_seconds"] = [s.frame_seconds for s in videos]
         # In joint training a sample knows the side-channels of its own task only.
         names = dict.fromkeys(name for s in videos for name in s.sides)
@@ -174,6 +176,9 @@ class Questions(Dataset[Sample]):
         frames, file = self.config.base.frames, self.video(question)
         if not self.config.data.video_tokens:
             return read_clip(file, frames)
+        if hasattr(self.base, "positions"):
+            name = self.config.base.name
+            raise UserError(f"{file}: tells no size of pictures, which {name} needs; leave data.video_tokens empty")
         stored = side_tokens(video_tokens.load, file, self.base.query_dim + self.base.embed_dim)
         if len(stored.x) != frames:
             raise UserError(f"{file}: made of {len(stored.x)} frames, base.frames is {frames}; extract it again")
@@ -237,9 +242,19 @@ def make_sample(
         assert clip.seconds is not None
         pixels, seconds = clip.x, clip.seconds
     else:
-        pixels, seconds = base.preprocess(clip.frames), torch.from_numpy(clip.seconds).float()
+        pixels = base.preprocess(clip.frames)
+        seconds = _together(torch.from_numpy(clip.seconds).float(), len(pixels))
     encoded = base.chat(question, history, answer, config.data.mask)
-    ids, labels = expand(encoded.ids, encoded.labels, base.visual_tokens(len(pixels)), config.data.max_length)
+    visual = base.visual_tokens(len(pixels), tuple(pixels.shape[-2:]))
+    ids, labels = expand(encoded.ids, encoded.labels, visual, config.data.max_length)
     if answer is not None and all(label == IGNORE for label in labels[1:]):
         raise UserError(f"question '{question[:60]}': its answer is beyond data.max_length={config.data.max_length}")
     return Sample(ids, labels, pixels, seconds, sides)
+
+
+def _together(seconds: Tensor, rows: int) -> Tensor:
+    """float[T] -> float[rows], where a base takes several frames as one; the last is taken again to make them even."""
+    if len(seconds) == rows:
+        return seconds
+    each = math.ceil(len(seconds) / rows)
+    return torch.cat([seconds, seconds[-1:].expand(rows * each - len(seconds))]).view(rows, each).mean(1)

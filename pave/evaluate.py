@@ -77,12 +77,13 @@ class Videos(Dataset[Asked | Bad]):
         except UserError as error:
             return Bad(error)
         assert sample.pixels is not None
-        return Asked(sample, [sample.ids, *(self._prompt(i, len(sample.pixels)) for i in others)])
+        return Asked(sample, [sample.ids, *(self._prompt(i, sample.pixels) for i in others)])
 
-    def _prompt(self, index: int, frames: int) -> list[int]:
+    def _prompt(self, index: int, pixels: torch.Tensor) -> list[int]:
         question, base, data = self.questions.questions[index], self.questions.base, self.questions.config.data
         encoded = base.chat(self.questions.task.prompt(question), question.history, None, data.mask)
-        return expand(encoded.ids, encoded.labels, base.visual_tokens(frames), data.max_length)[0]
+        visual = base.visual_tokens(len(pixels), tuple(pixels.shape[-2:]))
+        return expand(encoded.ids, encoded.labels, visual, data.max_length)[0]
 
 
 def main(model: Pave, config: Config, out: Path, options: Options) -> str:

@@ -179,7 +179,7 @@ def attention(patch: Patch, query: Tensor, side: SideTokens, frame_seconds: Tens
     tokens = query if patch.query_in is None else patch.query_in(query)
     tokens = tokens if patch.queries is None else patch.queries
     seconds = None if side.seconds is None else [side.seconds.cpu()]
-    windows = patch._windows([count], len(tokens), None, seconds, [frame_seconds.cpu()])
+    windows = patch.windows([count], len(tokens), None, seconds, [frame_seconds.cpu()])
     total = int(windows.total)
     mix = stretch(count, total).to(tokens)
     memory = _memory(patch, side.x.to(tokens))

@@ -9,6 +9,7 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from pave import lora
 from pave.bases.llava_onevision import LlavaOnevision
@@ -31,6 +32,12 @@ class SideBatch(TypedDict):
     """Valid steps of each sample, on the host."""
     seconds: list[Tensor] | None
     """float[K] of each sample, on the host, or None where the channel has no clock."""
+
+
+def _of_one(side: SideBatch, i: int) -> SideBatch:
+    """The side-channel of one sample of a batch."""
+    seconds = side["seconds"]
+    return {"x": side["x"][i : i + 1], "steps": [side["steps"][i]], "seconds": seconds and [seconds[i]]}
 
 
 class Pave(nn.Module):
@@ -70,12 +77,33 @@ class Pave(nn.Module):
         """Trade compute for memory in the LLM; the Trainer calls this."""
         self.base.hf.activation_checkpointing_enable(activation_checkpointing_kwargs, every_n_layers, offload)
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **settings: Any
+    ) -> None:
         """The same, as the Trainer of older transformers calls it."""
-        self.base.hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
+        self.base.hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs, **settings)
 
-    def fuse(self, pixels: Tensor, sides: Mapping[str, SideBatch], frame_seconds: list[Tensor] | None = None) -> Tensor:
-        """float[B,T,3,h,w], or stored tokens float[B,T,S,Q+D], and side-channels -> visual tokens float[B,N,D]."""
+    def fuse(
+        self,
+        pixels: Tensor | list[Tensor],
+        sides: Mapping[str, SideBatch],
+        frame_seconds: list[Tensor] | None = None,
+    ) -> Tensor:
+        """float[B,T,3,h,w], or stored tokens float[B,T,S,Q+D], and side-channels -> visual tokens float[B,N,D].
+
+        Videos of several sizes come as a list; those of fewer tokens end in zeros.
+        """
+        if isinstance(pixels, list):
+            device = next(self.base.parameters()).device
+            alone = [
+                self.fuse(
+                    x.to(device)[None],
+                    {name: _of_one(side, i) for name, side in sides.items()},
+                    frame_seconds and [frame_seconds[i]],
+                )
+                for i, x in enumerate(pixels)
+            ]
+            return pad_sequence([visual[0] for visual in alone], batch_first=True)
         if pixels.ndim == 5:
             query, embeds = self.base.encode(pixels)
         else:
@@ -107,10 +135,21 @@ class Pave(nn.Module):
             return update
         return update.new_zeros(*query.shape[:3], update.shape[-1]).index_copy(0, rows, update)
 
+    def positions(
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        pixels: Tensor | list[Tensor] | None,
+        frame_seconds: list[Tensor] | None = None,
+    ) -> Tensor | None:
+        """int[A,B,L], or None for a base whose tokens stand one after the other, as usual."""
+        find = getattr(self.base, "positions", None)
+        return None if pixels is None or find is None else find(ids, mask, list(pixels), frame_seconds)
+
     def splice(
         self,
         ids: Tensor,
-        pixels: Tensor | None,
+        pixels: Tensor | list[Tensor] | None,
         sides: Mapping[str, SideBatch],
         frame_seconds: list[Tensor] | None = None,
     ) -> Tensor:
@@ -135,13 +174,16 @@ class Pave(nn.Module):
         ids: Tensor,
         mask: Tensor,
         labels: Tensor,
-        pixels: Tensor | None = None,
+        pixels: Tensor | list[Tensor] | None = None,
         sides: Mapping[str, SideBatch] | None = None,
         frame_seconds: list[Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Loss (mean over the batch's label tokens) and logits float[n,V] at the n positions that have a label."""
         embeds = self.splice(ids, pixels, sides or {}, frame_seconds)
-        hidden = self.base.lm(inputs_embeds=embeds, attention_mask=mask, use_cache=False).last_hidden_state
+        places = self.positions(ids, mask, pixels, frame_seconds)
+        hidden = self.base.lm(
+            inputs_embeds=embeds, attention_mask=mask, position_ids=places, use_cache=False
+        ).last_hidden_state
         wanted = labels[:, 1:] != IGNORE
         logits = self.base.head(hidden[:, :-1][wanted])
         return {"loss": F.cross_entropy(logits.float(), labels[:, 1:][wanted]), "logits": logits}
@@ -151,7 +193,7 @@ class Pave(nn.Module):
         self,
         ids: Tensor,
         mask: Tensor,
-        pixels: Tensor | None = None,
+        pixels: Tensor | list[Tensor] | None = None,
         sides: Mapping[str, SideBatch] | None = None,
         frame_seconds: list[Tensor] | None = None,
         **sampling: Any,
@@ -165,6 +207,7 @@ class Pave(nn.Module):
             start,
             inputs_embeds=embeds,
             attention_mask=mask,
+            position_ids=self.positions(ids, mask, pixels, frame_seconds),
             **{"do_sample": False, "temperature": None, "top_p": None, "top_k": None, **sampling},
         )
         return new[:, 1:]

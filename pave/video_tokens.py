@@ -15,7 +15,7 @@ from torch import nn
 
 from pave import plug
 from pave.io import store
-from pave.types import Clip, SideTokens
+from pave.types import Clip, SideTokens, UserError
 
 EXTRACTORS = ("base",)
 
@@ -53,8 +53,10 @@ def load(path: Path) -> SideTokens:
 
 
 def build(weights: Path, options: Options, device: torch.device | str = "cpu") -> Eyes:
-    """Tower and projector of a base. UserError: not a base."""
+    """Tower and projector of a base. UserError: not a base, or one whose positions depend on the size of pictures."""
     base = plug.load("bases", options.base).load(str(weights), dtype=getattr(torch, options.dtype))
+    if hasattr(base, "positions") or not hasattr(base.hf.model, "language_model"):
+        raise UserError(f"{weights}: video tokens of base '{options.base}' cannot be stored; leave data.video_tokens out")
     return Eyes(base).to(device)
 
 

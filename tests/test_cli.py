@@ -245,7 +245,7 @@ def test_bad_predictions(world: World, tmp_path: Path, capsys: pytest.CaptureFix
     score = ["score", file, "--task", "sideworld", "--data", world.data]
     for text, message in (
         ("nonsense", "predictions.jsonl:1: not a prediction"),
-        ('{"qid": "no", "text": ""}', "not in sideworld test"),
+        ('{"qid": "no", "text": ""}', "not one of this split"),
         ('{"qid": "test_00000.which_sound", "text": ""}\n' * 2, "answered twice"),
     ):
         file.write_text(text)

@@ -26,7 +26,7 @@ RUNGS = [
     {"extract"},
     {"train", "evaluate", "doctor", "compare", "paired", "bench", "bench_extract", "pretrain"},
     {"zoo", "fetch", "convert", "convert_base", "serve", "meter"},
-    {"demo", "explain", "profile"},
+    {"demo", "explain", "profile", "lmms_eval"},
     {"draw"},
     {"hub"},
     {"commands"},

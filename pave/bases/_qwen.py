@@ -27,11 +27,13 @@ class Encoded(NamedTuple):
     labels: list[int]
 
 
-def turns(question: str, history: Sequence[tuple[str, str]] = (), answer: str | None = None) -> list[Turn]:
-    """A conversation about one video; the visual tokens stand before the first question."""
+def turns(
+    question: str, history: Sequence[tuple[str, str]] = (), answer: str | None = None, video: str = f"{TAG}\n"
+) -> list[Turn]:
+    """A conversation about one video, which stands before the first question."""
     pairs = [*history, (question, answer)]
     first, *rest = [turn for asked, said in pairs for turn in (Turn("user", asked), Turn("assistant", said))]
-    return [first._replace(text=f"{TAG}\n{first.text}"), *rest]
+    return [first._replace(text=f"{video}{first.text}"), *rest]
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

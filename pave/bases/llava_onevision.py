@@ -95,8 +95,8 @@ class LlavaOnevision(nn.Module):
         flat = embeds.flatten(1, 2)
         return torch.cat([flat, newline.expand(len(flat), 1, -1)], 1) if self.newline == "one_token" else flat
 
-    def visual_tokens(self, frames: int) -> int:
-        """N: how many rows `layout` gives for a video of so many frames."""
+    def visual_tokens(self, frames: int, size: tuple[int, ...] = ()) -> int:
+        """N: how many rows `layout` gives for a video of so many frames, of any size."""
         extra = {"grid": frames * self.side, "frame": frames, "one_token": 1, "no_token": 0}[self.newline]
         return frames * self.side**2 + extra
 

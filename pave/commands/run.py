@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from pave.commands import add_checkpoint, add_config, command, pair
 
 def add(commands: Any) -> None:
     """Their parsers."""
-    for parser in (_train, _eval, _score, _compare, _demo):
+    for parser in (_train, _eval, _score, _compare, _demo, _serve):
         parser(commands)
 
 
@@ -29,50 +30,85 @@ def _train(commands: Any) -> None:
 
 def _eval(commands: Any) -> None:
     def run(a: argparse.Namespace) -> str:
-        from pave import evaluate
+        from pave import evaluate, extract
 
-        options = evaluate.Options(a.split, a.shuffle_sides, a.batch, a.workers, a.max_new_tokens, a.keep_going)
-        model, config = evaluate.load_model(a.ckpt, a.base, a.overrides, a.base_only, a.device)
-        return evaluate.table(evaluate.main(model, config, a.out or a.ckpt / "eval", options))
+        options = evaluate.Options(
+            a.split,
+            a.shuffle_sides,
+            a.batch,
+            a.workers,
+            a.max_new_tokens,
+            a.keep_going,
+            a.side,
+            a.limit,
+            a.allow_missing,
+            extract.parts(os.environ),
+        )
+        model, config = evaluate.load_model(a.ckpt, a.base, a.overrides, a.base_only, evaluate.device(a.device))
+        return evaluate.main(model, config, a.out or a.ckpt / "eval", options)
 
     parser = command(commands, "eval", "answer the questions of a split and score them", run)
     add_checkpoint(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. data.root=DIR")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="for predictions and metrics; default: CKPT/eval")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="for answers and scores, goes on; default: CKPT/eval")
     parser.add_argument("--split", default=None)
     parser.add_argument("--base-only", action="store_true", help="the frozen base, without patches and LoRA")
+    parser.add_argument(
+        "--side",
+        action="append",
+        default=[],
+        metavar="SIDE=PROBE",
+        help="drop, shuffle, freeze, shift:2.0 (seconds) or noise:10dB, to see what the model really uses",
+    )
     parser.add_argument("--shuffle-sides", action="store_true", help="give each question another video's side-channels")
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=8, help="questions at once")
     parser.add_argument("--workers", type=int, default=2, help="processes that decode videos")
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--keep-going", action="store_true", help="count unreadable questions as wrong, do not stop")
+    _add_coverage(parser)
 
 
 def _score(commands: Any) -> None:
     def run(a: argparse.Namespace) -> str:
-        from pave import evaluate
+        from pave import score
 
-        return evaluate.table(evaluate.score(a.predictions, a.task, a.split, a.data))
+        return score.table(score.score(a.predictions, a.task, a.split, a.data, a.limit, a.allow_missing))
 
-    parser = command(commands, "score", "score a predictions file again", run)
-    parser.add_argument("predictions", type=Path)
+    parser = command(commands, "score", "score answers again", run)
+    parser.add_argument("predictions", type=Path, help="a predictions file, or a folder of `pave eval`")
     parser.add_argument("--task", required=True, help="see `pave list tasks`")
     parser.add_argument("--data", type=Path, required=True, metavar="ROOT")
     parser.add_argument("--split", default="test")
+    _add_coverage(parser)
+
+
+def _add_coverage(parser: argparse.ArgumentParser) -> None:
+    """Which questions count."""
+    parser.add_argument("--limit", type=int, metavar="N", help="the first N questions only")
+    parser.add_argument("--allow-missing", action="store_true", help="questions without an answer count as wrong")
 
 
 def _compare(commands: Any) -> None:
     def run(a: argparse.Namespace) -> str:
-        from pave import compare
+        from pave import compare, paired
+        from pave.types import UserError
 
+        three = [a.base, a.patched, a.shuffled]
+        if len(a.runs) == 2 and a.task and a.data and not any(three):
+            return paired.main(a.runs[0], a.runs[1], a.task, a.split, a.data, a.out)
+        if a.runs or not all(three):
+            raise UserError("give two runs with --task and --data, or --base, --patched and --shuffled")
         return compare.main(a.base, a.patched, a.shuffled, a.out)
 
-    parser = command(commands, "compare", "chance, base, patched, shuffled side-channels: a table and a plot", run)
+    text = "two runs on the same questions: intervals, a paired test, flipped answers; or what a side-channel adds"
+    parser = command(commands, "compare", text, run)
+    parser.add_argument("runs", type=Path, nargs="*", metavar="RUN", help="A and B: folders that `pave eval` wrote")
+    parser.add_argument("--task", help="of A and B, see `pave list tasks`")
+    parser.add_argument("--data", type=Path, metavar="ROOT", help="of A and B")
+    parser.add_argument("--split", default="test", help="of A and B")
     for name in ("base", "patched", "shuffled"):
-        parser.add_argument(
-            f"--{name}", type=Path, required=True, metavar="DIR", help="a folder that `pave eval` wrote"
-        )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for report.md and report.png")
+        parser.add_argument(f"--{name}", type=Path, metavar="DIR", help="instead: three runs on the small world")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for the report and its plot")
 
 
 def _demo(commands: Any) -> None:
@@ -88,6 +124,39 @@ def _demo(commands: Any) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. sides.audio.encoder=FILE")
     parser.add_argument("--video", type=Path, required=True, metavar="FILE")
     parser.add_argument("--ask", required=True, metavar="QUESTION")
-    parser.add_argument("--features", action="append", default=[], metavar="SIDE=FILE", help="ready feature file")
+    parser.add_argument(
+        "--features", action="append", default=[], metavar="SIDE=FILE", help="features, or media to take it from"
+    )
     parser.add_argument("--without", action="append", default=[], metavar="SIDE", help="leave a side-channel out")
     parser.add_argument("--max-new-tokens", type=int, default=128)
+
+
+def _serve(commands: Any) -> None:
+    def run(a: argparse.Namespace) -> None:
+        from pave.serve import server
+
+        options = server.Options(
+            a.host,
+            a.port,
+            a.max_mb,
+            a.max_seconds,
+            a.max_new_tokens,
+            a.waiting,
+            [pair(text) for text in a.patch],
+            a.examples,
+        )
+        server.main(a.ckpt, a.base, a.overrides, a.device, options)
+
+    parser = command(commands, "serve", "a page in the browser, and endpoints, to ask about videos", run)
+    add_checkpoint(parser)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. sides.audio.encoder=FILE")
+    parser.add_argument("--patch", action="append", default=[], metavar="NAME=DIR", help="a further trained folder")
+    parser.add_argument("--host", default="127.0.0.1", help="another lets other machines in, without a password")
+    parser.add_argument("--port", type=int, default=7860)
+    parser.add_argument("--max-mb", type=int, default=100, metavar="N", help="of the files of one request")
+    parser.add_argument("--max-seconds", type=float, default=600, metavar="S", help="of a video or sound track")
+    parser.add_argument("--max-new-tokens", type=int, default=512, help="that a request may ask for")
+    parser.add_argument("--waiting", type=int, default=8, metavar="N", help="requests that may wait; more are refused")
+    parser.add_argument(
+        "--examples", type=Path, metavar="DIR", help="videos to offer; default: clips of the small world"
+    )

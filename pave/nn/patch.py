@@ -138,7 +138,7 @@ class Patch(nn.Module):
         if self.queries is not None:
             query = self.queries.expand(len(x), -1, -1, -1)
         frames, per_frame = query.shape[1:3]
-        windows = self._windows(steps, frames, stretch_to, seconds, frame_seconds)
+        windows = self.windows(steps, frames, stretch_to, seconds, frame_seconds)
         x, valid = self._flat_steps(x, steps, like)
         times = rotary.frame_times(frames, windows.total).view(windows.start.numel(), -1) if self.rope else None
         tokens = query.reshape(windows.start.numel(), -1, query.shape[-1])
@@ -178,7 +178,7 @@ class Patch(nn.Module):
         x = x.flatten(2, -2).flatten(0, 1)
         return x, None if bool(inside.all()) else inside.flatten().nonzero()[:, 0]
 
-    def _windows(
+    def windows(
         self,
         steps: list[int],
         frames: int,
