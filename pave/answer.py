@@ -139,7 +139,7 @@ def _begin(model: Pave, asked: Sequence[Asked], common: Sequence[int], places: S
     samples = [a.sample._replace(ids=a.prompts[0][:length], labels=[]) for a, length in zip(asked, common)]
     batch = collate(samples, model.base.tokenizer.pad_token_id, left=True)
     batch = to_device(batch, next(model.parameters()).device)
-    visual = model.fuse(batch["pixels"], batch["sides"], batch["frame_seconds"])
+    visual = model.fuse(batch["pixels"], batch["sides"], batch["frame_seconds"], batch.get("guides"))
     first = torch.arange(len(visual), device=visual.device) * visual.shape[1]
     visual = visual.flatten(0, 1)
     cache = DynamicCache()

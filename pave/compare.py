@@ -6,23 +6,30 @@ import json
 from pathlib import Path
 
 from pave.evaluate import METRICS
+from pave.tasks import sideworld
 from pave.types import UserError
 
-COLUMNS = ("chance", "base", "patched", "patched, audio shuffled")
+COLUMNS = ("chance", "base", "patched", "patched, sides shuffled")
 
 
 def main(base: Path, patched: Path, shuffled: Path, out: Path) -> str:
     """Write out/report.md and out/report.png from three folders of `pave eval`. Returns the report."""
     runs = [_metrics(folder) for folder in (base, patched, shuffled)]
     columns = [runs[1]["chance"], *(run["metrics"] for run in runs)]
-    kinds = [name for name in columns[0] if name not in ("audio", "visual")]
-    summary = [f"{column['audio']:.3f}" for column in columns] + [f"{columns[2]['visual']:.3f}"]
+    all_needs = {kind.needs for kind in (*sideworld.KINDS, *sideworld.FURTHER)}
+    kinds = [name for name in columns[0] if name not in all_needs]
+    control = f"{columns[2]['visual']:.3f}"
+    summary = [
+        [f"{needs} questions", *(f"{column[needs]:.3f}" for column in columns), control]
+        for needs in columns[0]
+        if needs in all_needs - {"visual"}
+    ]
     lines = [
         "# What the side-channel adds",
         "",
-        "Accuracy on questions that only the sound can decide; the visual control needs the video alone.",
+        "Accuracy on questions that only a side-channel can decide; the visual control needs the video alone.",
         "",
-        *_table(["", *COLUMNS, "visual control"], [["audio questions", *summary]]),
+        *_table(["", *COLUMNS, "visual control"], summary),
         "",
         "By kind of question:",
         "",

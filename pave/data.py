@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 from pave import plug, video_tokens
 from pave.config import Config
+from pave.io.store import feature_file
 from pave.types import IGNORE, VIDEO, Clip, Question, SideTokens, UserError
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,8 @@ class Sample(NamedTuple):
     """float[T]"""
     sides: Mapping[str, SideTokens | None]
     """None or absent where this sample has no such side-channel."""
+    guide: list[int] | None = None
+    """Of the question, for a base that sees a video differently for each."""
 
 
 def expand(ids: Sequence[int], labels: Sequence[int], visual: int, max_length: int) -> tuple[list[int], list[int]]:
@@ -71,6 +74,8 @@ def collate(
         pixels = [s.pixels for s in videos if s.pixels is not None]
         batch["pixels"] = torch.stack(pixels) if len({x.shape for x in pixels}) == 1 else pixels
         batch["frame_seconds"] = [s.frame_seconds for s in videos]
+        if guides := [s.guide for s in videos if s.guide is not None]:
+            batch["guides"] = pad(guides, 0)
         # In joint training a sample knows the side-channels of its own task only.
         names = dict.fromkeys(name for s in videos for name in s.sides)
         batch["sides"] = {name: side for name in names if (side := _stack([s.sides.get(name) for s in videos]))}
@@ -199,17 +204,6 @@ class Questions(Dataset[Sample]):
         return plugin.load
 
 
-def feature_file(folder: Path, question: Question) -> Path:
-    """Where a question's features are below a folder: our file, or what was published where there is none of ours.
-
-    A folder's last name may hold `*`: some data sets have a folder for each split.
-    """
-    name = question.features or Path(question.video).stem
-    folders = sorted(folder.parent.glob(folder.name)) if "*" in folder.name else []
-    files = [place / (name + suffix) for suffix in (".safetensors", ".pt", "") for place in folders or [folder]]
-    return next((file for file in files if file.exists()), files[0])
-
-
 def plugins(config: Config) -> dict[str, ModuleType]:
     """The side of each patch that the data feeds. Raises UserError for a patch that is not there."""
     for name in config.data.sides or ():
@@ -249,7 +243,7 @@ def make_sample(
     ids, labels = expand(encoded.ids, encoded.labels, visual, config.data.max_length)
     if answer is not None and all(label == IGNORE for label in labels[1:]):
         raise UserError(f"question '{question[:60]}': its answer is beyond data.max_length={config.data.max_length}")
-    return Sample(ids, labels, pixels, seconds, sides)
+    return Sample(ids, labels, pixels, seconds, sides, encoded.guide)
 
 
 def _together(seconds: Tensor, rows: int) -> Tensor:

@@ -105,7 +105,7 @@ def check_task(
 
     Without `splits` those that are there; none is a problem.
     """
-    from pave.data import feature_file
+    from pave.io.store import feature_file
 
     module = plug.load("tasks", task)
     report, absent = Report(), []

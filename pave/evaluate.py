@@ -100,10 +100,12 @@ def main(model: Pave, config: Config, out: Path, options: Options) -> str:
     score.claim(out / MANIFEST, {**describe(model, config, split, questions, probes), "decoding": how._asdict()})
     asked = score.first(questions.questions, options.limit)
     done = {qid for qid, record in score.gather(out).items() if "text" in record}
-    videos: dict[tuple[str, str], list[int]] = {}
+    videos: dict[tuple[str, ...], list[int]] = {}
+    by_question = getattr(model.base, "by_question", False)
     for i, question in enumerate(asked):
         if not options.allow_missing or _is_there(questions, question):
-            videos.setdefault((question.video, question.features), []).append(i)
+            own = question.qid if by_question else ""
+            videos.setdefault((question.video, question.features, own), []).append(i)
     mine = list(videos.values())[options.part[0] :: options.part[1]]
     todo = [group for video in mine if (group := [i for i in video if asked[i].qid not in done])]
     _answer(model, Videos(questions, todo), how, options, out)

@@ -136,7 +136,8 @@ def look(model: Pave, frames: int) -> tuple[Work, int, VideoTokens]:
         hooks = [m.register_forward_pre_hook(lambda *_: spent.append(-work.flops)) for m in projectors]
         hooks += [m.register_forward_hook(lambda *_: spent.append(work.flops)) for m in projectors]
         try:
-            tokens = base.encode(pixels)
+            guides = [torch.zeros(1, 1, dtype=torch.long, device="meta")] if getattr(base, "by_question", False) else []
+            tokens = base.encode(pixels, *guides)
         except RuntimeError as error:
             name, why = type(base).__name__, str(error).splitlines()[0]
             raise UserError(f"{name}: this tower cannot run on shapes alone ({why}), so its work is unknown") from error

@@ -88,6 +88,7 @@ class Pave(nn.Module):
         pixels: Tensor | list[Tensor],
         sides: Mapping[str, SideBatch],
         frame_seconds: list[Tensor] | None = None,
+        guides: Tensor | None = None,
     ) -> Tensor:
         """float[B,T,3,h,w], or stored tokens float[B,T,S,Q+D], and side-channels -> visual tokens float[B,N,D].
 
@@ -100,12 +101,13 @@ class Pave(nn.Module):
                     x.to(device)[None],
                     {name: _of_one(side, i) for name, side in sides.items()},
                     frame_seconds and [frame_seconds[i]],
+                    None if guides is None else guides[i : i + 1],
                 )
                 for i, x in enumerate(pixels)
             ]
             return pad_sequence([visual[0] for visual in alone], batch_first=True)
         if pixels.ndim == 5:
-            query, embeds = self.base.encode(pixels)
+            query, embeds = self.base.encode(*(x for x in (pixels, guides) if x is not None))
         else:
             stored = pixels.to(self.base.hf.dtype)
             query, embeds = stored.split([self.base.query_dim, self.base.embed_dim], -1)
@@ -152,11 +154,12 @@ class Pave(nn.Module):
         pixels: Tensor | list[Tensor] | None,
         sides: Mapping[str, SideBatch],
         frame_seconds: list[Tensor] | None = None,
+        guides: Tensor | None = None,
     ) -> Tensor:
         """int[B,L] with VIDEO at every visual position -> float[B,L,D]; videos fill the positions in order."""
         if pixels is None:
             return self.base.hf.get_input_embeddings()(ids.clamp(min=0))
-        visual = self.fuse(pixels, sides, frame_seconds)
+        visual = self.fuse(pixels, sides, frame_seconds, guides)
         # A row whose end was cut uses the first rows of its video, so each row starts at a video of its own.
         rows = visual.shape[1]
         videos = ((ids == VIDEO).sum(1) + rows - 1) // rows
@@ -177,9 +180,10 @@ class Pave(nn.Module):
         pixels: Tensor | list[Tensor] | None = None,
         sides: Mapping[str, SideBatch] | None = None,
         frame_seconds: list[Tensor] | None = None,
+        guides: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Loss (mean over the batch's label tokens) and logits float[n,V] at the n positions that have a label."""
-        embeds = self.splice(ids, pixels, sides or {}, frame_seconds)
+        embeds = self.splice(ids, pixels, sides or {}, frame_seconds, guides)
         places = self.positions(ids, mask, pixels, frame_seconds)
         hidden = self.base.lm(
             inputs_embeds=embeds, attention_mask=mask, position_ids=places, use_cache=False
@@ -196,10 +200,11 @@ class Pave(nn.Module):
         pixels: Tensor | list[Tensor] | None = None,
         sides: Mapping[str, SideBatch] | None = None,
         frame_seconds: list[Tensor] | None = None,
+        guides: Tensor | None = None,
         **sampling: Any,
     ) -> Tensor:
         """Greedy answers int[B,new] to left-padded prompts; `sampling` are transformers' generation arguments."""
-        embeds = self.splice(ids, pixels, sides or {}, frame_seconds)
+        embeds = self.splice(ids, pixels, sides or {}, frame_seconds, guides)
         config = self.base.hf.generation_config
         # The release starts from one bos token that is never shown to the model but counts for the repetition penalty.
         start = torch.full((len(ids), 1), config.bos_token_id, device=ids.device)

@@ -56,7 +56,7 @@ def build(weights: Path, options: Options, device: torch.device | str = "cpu") -
     """Tower and projector of a base. UserError: not a base, or one whose positions depend on the size of pictures."""
     base = plug.load("bases", options.base).load(str(weights), dtype=getattr(torch, options.dtype))
     if hasattr(base, "positions") or not hasattr(base.hf.model, "language_model"):
-        raise UserError(f"{weights}: video tokens of base '{options.base}' cannot be stored; leave data.video_tokens out")
+        raise UserError(f"{weights}: video tokens of base '{options.base}' cannot be stored; extract none")
     return Eyes(base).to(device)
 
 

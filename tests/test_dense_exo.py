@@ -172,7 +172,7 @@ def test_ego_exo4d_from_the_download_to_what_training_reads(
     extract.main("exo", root / source, out, str(BASE), ["frames=4"], extract.Settings(workers=0, dtype="float32"))
     raw = {"take_uid": "0", "scenario_name": "s", "proficiency_score": "Novice"}
     (question,) = egoexo._question(
-        {**raw, "video_paths": {"ego": "takes/u_bb_01/frame_aligned_videos/aria01_214-1.mp4"}}
+        "", {**raw, "video_paths": {"ego": "takes/u_bb_01/frame_aligned_videos/aria01_214-1.mp4"}}
     )
     assert sorted(f.name for f in (out / question.features).iterdir()) == ["cam01.safetensors", "cam02.safetensors"]
     tokens = exo.load(out / question.features)

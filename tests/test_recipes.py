@@ -230,6 +230,13 @@ def test_the_script_trains_its_config_and_scores_it(name: str, tmp_path: Path) -
     if name == "enhanced_video":
         assert len(calls) == 1
         assert "OUT/final is trained, not scored" in done.stdout
+        (tmp_path / "bench/mlvu").mkdir(parents=True)
+        given = {**environment, "BENCHMARKS": "bench"}
+        again = subprocess.run(["bash", script, "DATA", "OUT"], env=given, check=True, capture_output=True)
+        assert b"not scored" not in again.stdout
+        scored = cli._parse((tmp_path / "calls").read_text().splitlines()[-1].split()[1:])
+        assert (scored.split, str(scored.out), scored.max_new_tokens) == ("dev", "OUT/mlvu", 16)
+        assert config.from_overrides(scored.overrides).data.root == "bench/mlvu"
     else:
         scored = cli._parse(calls[1][1:])
         assert (str(scored.ckpt), scored.max_new_tokens) == ("OUT/final", 1024)

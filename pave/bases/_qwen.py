@@ -25,6 +25,8 @@ class Encoded(NamedTuple):
 
     ids: list[int]
     labels: list[int]
+    guide: list[int] | None = None
+    """Token ids for a base that sees a video differently for each question."""
 
 
 def turns(

@@ -16,6 +16,7 @@ SYSTEM = (
     "A chat between a curious human and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the human's questions."
 )
+OPENING = f"{SYSTEM} USER: {TAG}\n"
 END = "</s>"
 
 
@@ -26,9 +27,11 @@ class Segment(NamedTuple):
     learnt: bool
 
 
-def segments(question: str, history: Sequence[tuple[str, str]] = (), answer: str | None = None) -> list[Segment]:
+def segments(
+    question: str, history: Sequence[tuple[str, str]] = (), answer: str | None = None, opening: str = OPENING
+) -> list[Segment]:
     """A conversation about one video, which stands before the first question; answer None leaves it open."""
-    pieces = [Segment(f"{SYSTEM} USER: {TAG}\n", False)]
+    pieces = [Segment(opening, False)]
     for i, (asked, said) in enumerate([*history, (question, answer)]):
         pieces.append(Segment(f"{'USER: ' if i else ''}{asked} ASSISTANT:", False))
         if said is not None:
@@ -36,23 +39,23 @@ def segments(question: str, history: Sequence[tuple[str, str]] = (), answer: str
     return pieces
 
 
-def encode(tokenizer: Any, conversation: Sequence[Segment], whole: bool) -> Encoded:
+def encode(tokenizer: Any, conversation: Sequence[Segment], whole: bool, tag: str = TAG) -> Encoded:
     """Token ids and labels. `whole`: the tokenizer knows the tag; else what stands around it is tokenised by itself."""
     text = "".join(piece.text for piece in conversation)
     learnt = [piece.learnt for piece in conversation for _ in piece.text]
     ids, labels = [tokenizer.bos_token_id], [IGNORE]
     at = 0
-    for i, part in enumerate([text] if whole else text.split(TAG)):
+    for i, part in enumerate([text] if whole else text.split(tag)):
         if i:
-            ids, labels, at = [*ids, VIDEO], [*labels, IGNORE], at + len(TAG)
+            ids, labels, at = [*ids, VIDEO], [*labels, IGNORE], at + len(tag)
         found = tokenizer(part, add_special_tokens=False, return_offsets_mapping=True)
         ids += found.input_ids
         # A token belongs where its last character stands; one that a tokenizer puts before all text has none.
         ends = [max(end - 1, 0) for _, end in found.offset_mapping]
         labels += [token if learnt[at + end] else IGNORE for token, end in zip(found.input_ids, ends)]
         at += len(part)
-    tag = tokenizer.convert_tokens_to_ids(TAG) if whole else VIDEO
-    return Encoded([VIDEO if token == tag else token for token in ids], labels)
+    known = tokenizer.convert_tokens_to_ids(tag) if whole else VIDEO
+    return Encoded([VIDEO if token == known else token for token in ids], labels)
 
 
 def tokenizer(folder: Path, tag: int | None = None) -> Any:

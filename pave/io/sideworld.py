@@ -1,14 +1,16 @@
 """The small embedded world: seeded 8 s clips of two coloured shapes that each jump once, one of them to a sound.
 
 What is heard is drawn apart from all that is seen, so no picture tells which sound plays or which jump it belongs to.
-Only numpy: base training draws scenes on the fly. Files are written by `pave.io.sideworld_files`.
+Only numpy: base training draws scenes on the fly. `pave.io.sideworld_views` adds what further side-channels show,
+`pave.io.sideworld_files` writes files.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import numpy as np
 
@@ -52,6 +54,15 @@ class Thing:
 
 
 @dataclass(frozen=True)
+class Flash:
+    """A light that flickers while a thing jumps: the whole background is of another color."""
+
+    color: str
+    frames: tuple[int, ...]
+    """Those that show it; never a key frame."""
+
+
+@dataclass(frozen=True)
 class Scene:
     """All facts of one clip, JSON-able by `dataclasses.asdict`."""
 
@@ -65,6 +76,14 @@ class Scene:
     """The thing whose jump is heard."""
     sound: str
     loudness: float
+    channels: tuple[str, ...] = ("audio",)
+    """The side-channels that there are questions about. Facts of one that is not among them are left empty."""
+    flashes: tuple[Flash, ...] = ()
+    """dense: one for the jump of each thing."""
+    backs: tuple[str, ...] = ()
+    """exo: colors of the hidden sides of the things."""
+    metres: tuple[float, ...] = ()
+    """depth: from the camera to each thing."""
 
     @property
     def heard_at(self) -> float:
@@ -89,7 +108,7 @@ def clip_seed(split: str, seed: int, index: int) -> int:
 
 def scene(seed: int) -> Scene:
     """Draw one scene; each kind of content has its own random stream, so new content leaves the old as it was."""
-    visible, audible = _rng(seed, "visible"), _rng(seed, "audible")
+    visible, audible = stream(seed, "visible"), stream(seed, "audible")
     shapes = visible.permutation(list(SHAPES))[:2]
     colors = visible.permutation(list(COLORS))[:2]
     radii = visible.permutation([visible.uniform(10.0, 11.0), visible.uniform(6.5, 7.2)])
@@ -104,7 +123,7 @@ def scene(seed: int) -> Scene:
         seed=seed,
         background=(red, green, blue),
         things=(things[0], things[1]),
-        asked=int(_rng(seed, "asked").integers(2)),
+        asked=int(stream(seed, "asked").integers(2)),
         sounding=int(audible.integers(2)),
         sound=str(audible.choice(list(SOUNDS))),
         loudness=round(float(audible.uniform(0.4, 0.9)), 3),
@@ -112,14 +131,18 @@ def scene(seed: int) -> Scene:
 
 
 def to_record(scene: Scene) -> dict[str, object]:
-    """The facts as plain JSON values."""
-    return asdict(scene)
+    """The facts as plain JSON values, without those that are as in any clip that has audio alone."""
+    usual = {field.name: field.default for field in fields(Scene)}
+    return {name: value for name, value in asdict(scene).items() if value != usual[name]}
 
 
 def from_record(record: dict) -> Scene:
     """Inverse of `to_record` after a trip through JSON; raises KeyError or TypeError on other records."""
     things = [Thing(**{**thing, "x": tuple(thing["x"]), "y": tuple(thing["y"])}) for thing in record["things"]]
-    return Scene(**{**record, "background": tuple(record["background"]), "things": tuple(things)})
+    flashes = [Flash(flash["color"], tuple(flash["frames"])) for flash in record.get("flashes", ())]
+    raw: dict[str, Any] = {**record, "things": things, "flashes": flashes}
+    facts: dict[str, Any] = {name: tuple(fact) if isinstance(fact, list) else fact for name, fact in raw.items()}
+    return Scene(**facts)
 
 
 def centre(thing: Thing, seconds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -133,9 +156,11 @@ def centre(thing: Thing, seconds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def render(scene: Scene, chosen: Sequence[int] = range(FRAMES)) -> np.ndarray:
     """The chosen frames, uint8[T,64,64,3] (frame, row, column, RGB); uses nothing of what is heard."""
-    grain = _rng(scene.seed, "grain").integers(-12, 13, size=(SIZE, SIZE, 3), dtype=np.int16)
+    grain = stream(scene.seed, "grain").integers(-12, 13, size=(SIZE, SIZE, 3), dtype=np.int16)
     frames = np.empty((len(chosen), SIZE, SIZE, 3), dtype=np.uint8)
     frames[:] = (grain + np.array(scene.background, dtype=np.int16)).astype(np.uint8)
+    for flash in scene.flashes:
+        frames[np.isin(chosen, flash.frames)] = (grain + np.array(COLORS[flash.color])).clip(0, 255)
     for thing in scene.things:
         _paint(frames, thing, np.asarray(chosen) / FPS)
     return frames
@@ -143,7 +168,7 @@ def render(scene: Scene, chosen: Sequence[int] = range(FRAMES)) -> np.ndarray:
 
 def sound(scene: Scene) -> np.ndarray:
     """The sound, float32[128000] in -1..1: faint noise, and one of SOUNDS from the start of the heard jump."""
-    rng = _rng(scene.seed, "noise")
+    rng = stream(scene.seed, "noise")
     wave = rng.standard_normal(round(SECONDS * RATE), dtype=np.float32) * np.float32(0.002)
     seconds = np.arange(round(SOUND_SECONDS * RATE)) / RATE
     fade = np.minimum(1.0, np.minimum(seconds / 0.005, (SOUND_SECONDS - seconds) / 0.03))
@@ -152,7 +177,8 @@ def sound(scene: Scene) -> np.ndarray:
     return wave
 
 
-def _rng(seed: int, content: str) -> np.random.Generator:
+def stream(seed: int, content: str) -> np.random.Generator:
+    """Random numbers of a scene that only this content uses."""
     return np.random.default_rng([seed, zlib.crc32(content.encode())])
 
 

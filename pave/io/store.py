@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pave import __version__
 from pave.io.atomic import atomic_file
-from pave.types import SideTokens, UserError
+from pave.types import Question, SideTokens, UserError
 
 KEY = "pave"
 """A single entry: several would come in any order, and the same tokens make different files."""
@@ -52,6 +52,17 @@ def write(path: Path, tokens: SideTokens, meta: Meta) -> None:
     """Store tokens in their own dtype, whole or not at all. UserError where the disk refuses."""
     state = {"x": tokens.x} if tokens.seconds is None else {"x": tokens.x, "seconds": tokens.seconds}
     write_safetensors(path, Tensors(state, {KEY: json.dumps(asdict(meta))}))
+
+
+def feature_file(folder: Path, question: Question) -> Path:
+    """Where a question's features are below a folder: our file, or what was published where there is none of ours.
+
+    A folder's last name may hold `*`: some data sets have a folder for each split.
+    """
+    name = question.features or Path(question.video).stem
+    folders = sorted(folder.parent.glob(folder.name)) if "*" in folder.name else []
+    files = [place / (name + suffix) for suffix in (".safetensors", ".pt", "") for place in folders or [folder]]
+    return next((file for file in files if file.exists()), files[0])
 
 
 def read(path: Path, extractors: Sequence[str]) -> SideTokens:

@@ -190,7 +190,7 @@ class Session:
         ids, labels = expand(encoded.ids, encoded.labels, visual, limit)
         if len(ids) == limit:
             raise UserError(f"the conversation and {visual} visual tokens exceed {limit} tokens; begin a new one")
-        return sample._replace(ids=ids, labels=labels)
+        return sample._replace(ids=ids, labels=labels, guide=encoded.guide)
 
 
 class _Speaker(TextStreamer):

@@ -7,7 +7,7 @@ One line of root/scenes_test.jsonl, made by `pave.io.sideworld_files.make` (here
       "asked": 0, "sounding": 1, "sound": "buzz", "loudness": 0.61}}
 
 With other channels than audio it names them: "channels": ["dense", "exo", "depth"], and says what only they show:
-"flashes": [{"color": "red", "frame": 23}, {...}], "backs": ["white", "blue"], "metres": [1.31, 2.74].
+"flashes": [{"color": "red", "frames": [22, 23, 24]}, {...}], "backs": ["white", "blue"], "metres": [1.31, 2.74].
 Each clip gets one question of every kind that its channels can answer; the group of a question is the name of its kind.
 """
 
@@ -61,13 +61,28 @@ def _all_colors(scene: Scene) -> tuple[str, ...]:
     return tuple(sorted(COLORS))
 
 
-def _bigger(scene: Scene) -> int:
-    return scene.things.index(scene.bigger)
+def _first_flash(scene: Scene) -> str:
+    return min(scene.flashes, key=lambda flash: flash.frames).color
+
+
+def _last_flash(scene: Scene) -> str:
+    return max(scene.flashes, key=lambda flash: flash.frames).color
+
+
+def _heard_flash(scene: Scene) -> str:
+    return scene.flashes[scene.sounding].color
+
+
+def _bigger_back(scene: Scene) -> str:
+    return scene.backs[scene.things.index(scene.bigger)]
+
+
+def _left_back(scene: Scene) -> str:
+    return scene.backs[0]
 
 
 def _nearer(scene: Scene) -> Thing:
     return scene.things[scene.metres.index(min(scene.metres))]
-
 
 
 KINDS = (
@@ -79,23 +94,11 @@ KINDS = (
 )
 """What the shipped base has been asked."""
 FURTHER = (
-    Kind(
-        *("bigger_flash", "dense", "Which color flashed behind the bigger shape?"),
-        *(lambda s: s.flashes[_bigger(s)].color, _all_colors),
-    ),
-    Kind(
-        *("left_flash", "dense", "Which color flashed behind the shape on the left?"),
-        *(lambda s: s.flashes[0].color, _all_colors),
-    ),
-    Kind(
-        *("heard_flash", "audio+dense", "Which color flashed when the sound was heard?"),
-        *(lambda s: s.flashes[s.sounding].color, _all_colors),
-    ),
-    Kind(
-        *("bigger_back", "exo", "Which color is the back of the bigger shape?"),
-        *(lambda s: s.backs[_bigger(s)], _all_colors),
-    ),
-    Kind("left_back", "exo", "Which color is the back of the shape on the left?", lambda s: s.backs[0], _all_colors),
+    Kind("first_flash", "dense", "Which color flashed first?", _first_flash, _all_colors),
+    Kind("last_flash", "dense", "Which color flashed last?", _last_flash, _all_colors),
+    Kind("heard_flash", "audio+dense", "Which color flashed when the sound was heard?", _heard_flash, _all_colors),
+    Kind("bigger_back", "exo", "Which color is the back of the bigger shape?", _bigger_back, _all_colors),
+    Kind("left_back", "exo", "Which color is the back of the shape on the left?", _left_back, _all_colors),
     Kind("nearer_shape", "depth", "Which shape is nearer?", lambda s: _nearer(s).shape, _shapes),
     Kind("nearer_color", "depth", "Which color is the nearer shape?", lambda s: _nearer(s).color, _two_colors),
 )

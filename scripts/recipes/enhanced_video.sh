@@ -1,7 +1,15 @@
 #!/usr/bin/env bash
-# Trains the published recipe of configs/enhanced_video.yaml, whose data has no test: other benchmarks score it.
-#   bash scripts/recipes/enhanced_video.sh DATA OUT [key=value ...] [--resume]
+# Trains the published recipe of configs/enhanced_video.yaml, whose data has no test, and scores it on other benchmarks.
+#   BENCHMARKS=FOLDER bash scripts/recipes/enhanced_video.sh DATA OUT [key=value ...] [--resume]
+# FOLDER holds those of videomme/, mvbench/, mlvu/ that are to be answered (doc/datasets), each with languagebind_feat/.
 source "$(dirname "$0")/common.sh"
 train enhanced_video "$@"
-echo "$OUT/final is trained, not scored: pave has no task for VideoMME, MVBench or MLVU yet; ask it with" \
-  "'pave demo --ckpt $OUT/final --video FILE --features dense=FILE --ask QUESTION'"
+for split in videomme/test mvbench/test mlvu/dev; do
+  task=${split%/*}
+  if [ -d "${BENCHMARKS:-}/$task" ]; then
+    .venv/bin/pave eval --ckpt "$OUT/final" --out "$OUT/$task" --split "${split#*/}" --max-new-tokens 16 \
+      base.dtype=float16 data.task="$task" data.root="$BENCHMARKS/$task"
+    scored=1
+  fi
+done
+[ -n "${scored:-}" ] || echo "$OUT/final is trained, not scored: give BENCHMARKS=FOLDER with videomme/, mvbench/ or mlvu/"

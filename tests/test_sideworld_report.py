@@ -1,0 +1,67 @@
+"""The small world's report, recipes and script for the further side-channels."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pave import compare, config, plug
+from pave.io.sideworld import scene
+from pave.io.sideworld_views import CHANNELS, with_channels
+from pave.tasks import sideworld
+from pave.types import Prediction
+
+ROOT = Path(__file__).parent.parent
+RECIPES = {"dense": ("dense",), "exo": ("exo",), "scene3d": ("scene3d",), "two": ("audio", "dense")}
+
+
+def test_a_row_for_each_channel_and_for_two_together(tmp_path: Path) -> None:
+    questions = sideworld.ask(with_channels(scene(0), CHANNELS))
+    needs = {kind.name: kind.needs for kind in (*sideworld.KINDS, *sideworld.FURTHER)}
+    for name, right in (
+        ("base", ["visual"]),
+        ("patched", ["visual", "dense", "audio+dense"]),
+        ("shuffled", ["visual"]),
+    ):
+        pairs = [(q, Prediction(q.qid, q.answers[0] if needs[q.group] in right else "none")) for q in questions]
+        folder = tmp_path / name
+        folder.mkdir()
+        result = {"split": "test", "metrics": sideworld.score(pairs), "chance": sideworld.chance(questions)}
+        (folder / "metrics.json").write_text(json.dumps(result))
+    report = compare.main(tmp_path / "base", tmp_path / "patched", tmp_path / "shuffled", tmp_path)
+    rows = {line.split(" | ")[0].removeprefix("| "): line for line in report.splitlines() if line.startswith("| ")}
+    assert rows["dense questions"] == "| dense questions | 0.167 | 0.000 | 1.000 | 0.000 | 1.000 |"
+    assert rows["audio+dense questions"] == "| audio+dense questions | 0.167 | 0.000 | 1.000 | 0.000 | 1.000 |"
+    assert rows["depth questions"] == "| depth questions | 0.500 | 0.000 | 0.000 | 0.000 | 1.000 |"
+    assert rows["heard_flash"] == "| heard_flash | 0.167 | 0.000 | 1.000 | 0.000 |"
+    assert "visual questions" not in rows
+    assert {"audio questions", "exo questions"} < set(rows)
+    assert (tmp_path / "report.png").is_file()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_read_what_the_script_extracts(name: str) -> None:
+    read = config.load(ROOT / f"configs/sideworld_{name}.yaml")
+    script = (ROOT / "scripts/sideworld.sh").read_text()
+    assert tuple(read.sides) == RECIPES[name]
+    for side, patch in read.sides.items():
+        extract = re.search(rf"pave extract {side} (.*)", script)
+        assert extract
+        options = dict(word.split("=") for word in extract[1].split() if "=" in word)
+        assert set(options) <= {field.name for field in fields(plug.load("sides", side).Options)}
+        assert patch.features == f"features/{side}"
+        assert patch.dim == {"audio": 64}.get(side, 96)
+        assert read.lora.alpha * patch.weight == read.lora.r, "LoRA at its usual strength"
+
+
+def test_recipes_differ_in_their_side_channel_alone() -> None:
+    recipes = [yaml.safe_load((ROOT / f"configs/sideworld_{name}.yaml").read_text()) for name in RECIPES]
+    for recipe in recipes:
+        del recipe["sides"], recipe["data"]["root"]
+        recipe["lora"].pop("init", None)
+    assert all(recipe == recipes[0] for recipe in recipes)
