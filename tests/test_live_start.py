@@ -66,7 +66,7 @@ def test_the_published_recipe_of_two_channels(world: World, tmp_path: Path) -> N
         [
             *(f"base.path={world.base}", "base.frames=4", "base.dtype=float32", *small),
             *("data.task=sideworld", f"data.root={world.data}", "data.mask=answers", "train.learning_rate=1e-2"),
-            *(f"lora.init={trained}", "lora.r=2", "lora.alpha=4"),
+            *(f"lora.init={trained}", "lora.r=2", "lora.alpha=4", "sides.audio.features=features/audio"),
             *(f"train.{key}={value}" for key, value in tiny.items()),
         ],
     )

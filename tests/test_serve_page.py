@@ -129,6 +129,7 @@ def test_the_page_opens_what_was_uploaded_and_nothing_else(served: Served) -> No
 
 
 def test_a_desk_refuses_and_forgets_who_left(tmp_path: Path) -> None:
+    pytest.importorskip("fastapi")
     desk = Desk(tmp_path, 0)
     slot = desk.slot()
     with pytest.raises(Refused, match="1 requests are being served"):
