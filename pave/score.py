@@ -14,6 +14,7 @@ from pave.io.atomic import atomic_file
 from pave.types import Prediction, Question, UserError
 
 PREDICTIONS, METRICS, MANIFEST, PARTS = "predictions.jsonl", "metrics.json", "manifest.json", "parts"
+SAMPLES = "samples.jsonl"
 Record = dict[str, str]
 """One line: `qid`, and `text` or the `error` that kept the question from being read."""
 
@@ -21,7 +22,7 @@ Record = dict[str, str]
 def score(
     predictions: Path, task: str, split: str, root: Path, limit: int | None = None, allow_missing: bool = False
 ) -> dict[str, Any]:
-    """Score a predictions file, or a folder of `pave eval` whose parts are merged first; writes metrics.json there.
+    """Score a predictions file, or a folder of `pave eval`, its parts merged first; writes metrics.json, samples.jsonl.
 
     Of the first `limit` questions, or all. Raises UserError for a broken line, and for an unknown, a repeated or,
     unless allowed, a missing question.
@@ -52,7 +53,16 @@ def score(
     }
     with atomic_file(predictions.with_name(METRICS)) as temporary:
         temporary.write_text(json.dumps(result, indent=1))
+    with atomic_file(predictions.with_name(SAMPLES)) as temporary:
+        temporary.write_text("".join(_sample(module, q, answers.get(q.qid)) for q in asked), encoding="utf-8")
     return result
+
+
+def _sample(module: ModuleType, question: Question, answer: Prediction | None) -> str:
+    """One line to read: what was asked about what, what is right, what was said."""
+    told = {"qid": question.qid, "video": question.video, "group": question.group, "prompt": module.prompt(question)}
+    said = None if answer is None else answer.text
+    return json.dumps({**told, "answers": question.answers, "said": said}, ensure_ascii=False) + "\n"
 
 
 def read(

@@ -101,3 +101,16 @@ def test_scoring_the_small_world_needs_no_torch(whole: Path, world: World) -> No
     code = f"import sys; from pave import cli\nassert cli.main({words}) == 0\nassert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_samples_can_be_read_one_by_one(whole: Path, tmp_path: Path, world: World) -> None:
+    shutil.copytree(whole, tmp_path / "out")
+    score.score(tmp_path / "out", "sideworld", "train", world.data)
+    lines = [json.loads(line) for line in (tmp_path / "out" / score.SAMPLES).read_text().splitlines()]
+    questions = sideworld.load("train", world.data)
+    assert [line["qid"] for line in lines] == [q.qid for q in questions][: len(lines)]
+    assert len(lines) == ASKED
+    said = {x["qid"]: x["text"] for x in map(json.loads, (tmp_path / "out" / score.PREDICTIONS).open())}
+    for line, question in zip(lines, questions):
+        assert line["said"] == said[line["qid"]]
+        assert (line["prompt"], line["answers"]) == (sideworld.prompt(question), list(question.answers))
