@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From nothing to a report for one side-channel of the small world: dense, exo, scene3d or two (audio and dense).
 #   bash scripts/sideworld.sh CHANNEL [OUT] [SEED]       # default runs/sideworld_CHANNEL 0; audio: quickstart.sh
-# dense and scene3d go on from what exo gave, two from dense: by default in runs/sideworld_exo and _dense, else in START.
+# `two` goes on from what `dense` gave in DENSE, by default runs/sideworld_dense.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [ -x .venv/bin/pave ] || bash scripts/setup.sh
@@ -10,14 +10,9 @@ export TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 CHANNEL=${1:?dense, exo, scene3d or two}
 OUT=${2:-runs/sideworld_$CHANNEL} SEED=${3:-0}
 CONFIG=configs/sideworld_$CHANNEL.yaml
+DENSE=${DENSE:-runs/sideworld_dense}
 DATA="$OUT/data" FEATURES="$OUT/data/features"
 SECONDS=0
-case $CHANNEL in dense | scene3d) BEFORE=exo ;; two) BEFORE=dense ;; *) BEFORE= ;; esac
-START=${START:-runs/sideworld_$BEFORE}
-if [ -n "$BEFORE" ] && [ ! -d "$START/train/final" ]; then
-  echo "$START: no train/final in it; run \`bash scripts/sideworld.sh $BEFORE\` first, or name another run in START" >&2
-  exit 1
-fi
 
 case $CHANNEL in
   dense)
@@ -33,6 +28,7 @@ case $CHANNEL in
     pave extract scene3d tower=base views=4 --videos "$DATA/depth" --out "$FEATURES/scene3d" --weights asset:sideworld/base
     ;;
   two)
+    [ -d "$DENSE/train/final" ] || { echo "$DENSE: no train/final in it; run \`$0 dense\` first" >&2; exit 1; }
     pave prepare sideworld --out "$DATA" --seed "$SEED" --channels audio dense
     pave extract audio --videos "$DATA/videos" --out "$FEATURES/audio" --weights asset:sideworld/audio.safetensors
     pave extract dense fps=8 --videos "$DATA/videos" --out "$FEATURES/dense" --weights asset:sideworld/base
@@ -42,8 +38,8 @@ case $CHANNEL in
     exit 1
     ;;
 esac
-if [ -n "$BEFORE" ]; then
-  pave train "$CONFIG" --out "$OUT/train" data.root="$DATA" train.seed="$SEED" lora.init="$START/train/final"
+if [ "$CHANNEL" = two ]; then
+  pave train "$CONFIG" --out "$OUT/train" data.root="$DATA" train.seed="$SEED" lora.init="$DENSE/train/final"
 else
   pave train "$CONFIG" --out "$OUT/train" data.root="$DATA" train.seed="$SEED"
 fi

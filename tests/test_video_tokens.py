@@ -14,6 +14,7 @@ from pave import checkpoint, extract
 from pave.config import Config
 from pave.data import Questions, collate
 from pave.io import video
+from pave.tasks import sideworld
 from pave.types import UserError
 
 
@@ -22,7 +23,10 @@ def stored(world: World, tmp_path_factory: pytest.TempPathFactory) -> Config:
     """A run on stored tokens of all clips of the small world."""
     out, run = tmp_path_factory.mktemp("store"), make_config(*world, max_steps=1)
     settings = extract.Settings(dtype="float32", workers=0)
-    extract.main("video", world.data, out, run.base.path, [f"frames={run.base.frames}"], settings)
+    videos = {q.video for split in sideworld.SPLITS for q in sideworld.load(split, world.data)}
+    names = (f"{world.data / video}\t{Path(video).with_suffix('')}\n" for video in sorted(videos))
+    (out / "list.txt").write_text("".join(names))
+    extract.main("video", out / "list.txt", out, run.base.path, [f"frames={run.base.frames}"], settings)
     return dataclasses.replace(run, data=dataclasses.replace(run.data, video_tokens=str(out)))
 
 

@@ -53,6 +53,10 @@ def _colors(scene: Scene) -> tuple[str, ...]:
     return tuple(thing.color for thing in scene.things)
 
 
+def _two_colors(scene: Scene) -> tuple[str, ...]:
+    return tuple(sorted(_colors(scene)))
+
+
 def _all_colors(scene: Scene) -> tuple[str, ...]:
     return tuple(sorted(COLORS))
 
@@ -77,20 +81,8 @@ def _left_back(scene: Scene) -> str:
     return scene.backs[0]
 
 
-def _bigger_far(scene: Scene) -> str:
-    return _distance(scene, scene.things.index(scene.bigger))
-
-
-def _left_far(scene: Scene) -> str:
-    return _distance(scene, 0)
-
-
-def _distance(scene: Scene, number: int) -> str:
-    return "near" if scene.metres[number] == min(scene.metres) else "far"
-
-
-def _distances(scene: Scene) -> tuple[str, ...]:
-    return ("far", "near")
+def _nearer(scene: Scene) -> Thing:
+    return scene.things[scene.metres.index(min(scene.metres))]
 
 
 KINDS = (
@@ -107,8 +99,8 @@ FURTHER = (
     Kind("heard_flash", "audio+dense", "Which color flashed when the sound was heard?", _heard_flash, _all_colors),
     Kind("bigger_back", "exo", "Which color is the back of the bigger shape?", _bigger_back, _all_colors),
     Kind("left_back", "exo", "Which color is the back of the shape on the left?", _left_back, _all_colors),
-    Kind("bigger_far", "depth", "Is the bigger shape near or far?", _bigger_far, _distances),
-    Kind("left_far", "depth", "Is the shape on the left near or far?", _left_far, _distances),
+    Kind("nearer_shape", "depth", "Which shape is nearer?", lambda s: _nearer(s).shape, _shapes),
+    Kind("nearer_color", "depth", "Which color is the nearer shape?", lambda s: _nearer(s).color, _two_colors),
 )
 """What it never heard of."""
 
