@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pave import config as configs
-from pave import lora, plug
+from pave import lora, plug, tune
 from pave.config import BaseConfig, Config, LoraConfig, PatchConfig
 from pave.io import store
 from pave.io.atomic import atomic_folder
@@ -85,6 +85,7 @@ def create(config: Config, weights: bool = True) -> Pave:
             _start_patch(model.patches[name], name, config, Path(configs.resolve(side.init)))
     if config.lora.init and weights:
         _start_lora(model, config, Path(configs.resolve(config.lora.init)))
+    tune.start(model, config)
     _settle(model, config.sides)
     return model
 
@@ -153,6 +154,8 @@ def write(model: Pave, config: Config, folder: Path) -> None:
     for name in model.loras:
         lora.write_settings(model.base.lora_targets, config.lora, config.base.path, folder)
         save_file({k: v.contiguous().cpu() for k, v in lora.state(model.base.hf, name).items()}, folder / ADAPTER_FILE)
+    if model.tuned:
+        save_file({k: v.contiguous().cpu() for k, v in tune.state(model).items()}, folder / tune.FILE)
 
 
 def as_it_is(model: Pave, config: Config) -> Config:
@@ -188,6 +191,8 @@ def load(folder: Path, overrides: Sequence[str] = ()) -> tuple[Pave, Config]:
     """A trained model from a folder of ours. Strict."""
     config = read_config(folder, overrides)
     model = Pave(load_base(config.base), {})
+    if tune.is_tuned(config.base):
+        tune.fill(model, folder / tune.FILE)
     attach(model, lora.DEFAULT, config.sides, read_for(model, config, folder))
     return model.eval(), config
 
@@ -198,6 +203,8 @@ def read(model: Pave, config: Config, folder: Path) -> None:
     model.patches.load_state_dict(trained.patches.state_dict())
     if trained.lora:
         lora.load_state(model.base.hf, trained.lora, folder / ADAPTER_FILE)
+    if tune.is_tuned(config.base):
+        tune.fill(model, folder / tune.FILE)
 
 
 class Trained(NamedTuple):

@@ -40,6 +40,10 @@ class BaseConfig:
     """Attention heads of the tower, where neither files nor width tell."""
     quantize: Literal["none", "int8", "nf4"] = "none"
     """Frozen weights of the LLM in 8 or 4 bits (bitsandbytes), to train on a small GPU."""
+    learn: list[str] = field(default_factory=list)
+    """Parts of the base that learn too: tower, projector, llm; for recipes of whole models."""
+    init: str = ""
+    """Trained folder whose base is trained further."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +137,7 @@ class DataConfig:
     eval_split: str = "test"
     """Questions to answer."""
     mask: Literal["answers", "release"] = "answers"
-    """Supervised tokens: the answers, or all that the released code supervised."""
+    """Supervised tokens: the answers, or all that the released code did; for PPLLaVA what its text tower reads."""
     max_length: int = 32768
     """Longest sequence after the visual tokens are in; the end is cut."""
     sides: list[str] | None = None
@@ -159,6 +163,8 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     patch_lr: float | None = None
     """Learning rate of the patches; None takes the one of LoRA, train.learning_rate."""
+    dpo_beta: float = 0.0
+    """Above 0: learns which of two answers is better, by direct preference optimisation, instead of the answer."""
     train: dict[str, Any] = field(default_factory=dict)
     """Overrides of the published training recipe (pave/train.py) and any other TrainingArguments."""
 

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from pave import plug, video_tokens
 from pave.config import Config
 from pave.io.store import feature_file
-from pave.types import IGNORE, VIDEO, Clip, Question, SideTokens, UserError
+from pave.types import IGNORE, VIDEO, Clip, Pictures, Question, SideTokens, UserError
 
 log = logging.getLogger(__name__)
 
@@ -59,10 +59,7 @@ def pad(rows: Sequence[Sequence[int]], value: int, left: bool = False) -> Tensor
 def collate(
     samples: Sequence[Sample], pad_id: int, left: bool = False, widths: Mapping[str, int] | None = None
 ) -> dict[str, Any]:
-    """A batch for Pave.forward; pad at the left for generation.
-
-    `widths` names the side-channels that are in the batch even where no sample has them, with no valid step.
-    """
+    """A batch for Pave.forward; pad at the left for generation. `widths`: channels to have though no sample has any."""
     ids = pad([s.ids for s in samples], pad_id, left)
     batch: dict[str, Any] = {
         "ids": ids,
@@ -127,7 +124,7 @@ class Questions(Dataset[Sample]):
     def check(self) -> None:
         """Every file must be there before anything starts. Raises UserError naming the first and counting the rest."""
         video = "video tokens" if self.config.data.video_tokens else "video"
-        files = {self.video(q): video for q in self.questions}
+        files = {file: video for q in self.questions for file in self.visual(q)}
         files |= {self.features(name, q): f"{name} features" for name in self.plugins for q in self.questions}
         missing = [(file, what) for file, what in files.items() if not file.exists()]
         if self.config.data.missing == "absent":
@@ -139,14 +136,14 @@ class Questions(Dataset[Sample]):
             hint = "" if what == "video" else f"; run `pave extract {what.split()[0]}` first"
             raise UserError(f"{file}: no such {what} file ({len(missing)} of {len(files)} files are missing){hint}")
 
-    def video(self, question: Question) -> Path:
-        """Path of a question's video, or of what was stored of it. Raises UserError for one outside the data root."""
-        path = self.root / question.video
-        if not path.resolve().is_relative_to(self.root.resolve()):
-            raise UserError(f"{question.video}: question {question.qid} points outside the data root {self.root}")
+    def visual(self, question: Question) -> list[Path]:
+        """Paths of a question's video or pictures, or of what was stored. Raises UserError outside the data root."""
+        for path in (names := question.pictures or (question.video,)):
+            if not (self.root / path).resolve().is_relative_to(self.root.resolve()):
+                raise UserError(f"{path}: question {question.qid} points outside the data root {self.root}")
         if self.config.data.video_tokens:
-            return self.root / self.config.data.video_tokens / Path(question.video).with_suffix(".safetensors")
-        return path
+            return [self.root / self.config.data.video_tokens / Path(question.video).with_suffix(".safetensors")]
+        return [self.root / path for path in names]
 
     def features(self, side: str, question: Question) -> Path:
         """Path of a question's features: our file, or what was published (.pt or a folder) where there is none."""
@@ -168,19 +165,22 @@ class Questions(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         """Decode, preprocess and tokenise one question."""
+        return self.samples(index, [self.task.target(self.questions[index]) if self.with_answers else None])[0]
+
+    def samples(self, index: int, answers: Sequence[str | None]) -> list[Sample]:
+        """One question with each of these answers; its video is read once."""
         question = self.questions[index]
-        clip = self._clip(question)
+        clip, text = self._clip(question), self.task.prompt(question)
         sides = {name: self._side(name, plugin, index) for name, plugin in self.plugins.items()}
-        answer = self.task.target(question) if self.with_answers else None
-        return make_sample(self.config, self.base, self.task.prompt(question), clip, sides, question.history, answer)
+        return [make_sample(self.config, self.base, text, clip, sides, question.history, said) for said in answers]
 
-    def _clip(self, question: Question) -> Clip | SideTokens:
-        """Key frames, or what the base once made of them."""
-        from pave.io.video import read_clip
+    def _clip(self, question: Question) -> Clip | Pictures | SideTokens:
+        """Key frames or pictures, or what the base once made of key frames."""
+        from pave.io.video import read_clip, read_pictures
 
-        frames, file = self.config.base.frames, self.video(question)
+        frames, (file, *more) = self.config.base.frames, self.visual(question)
         if not self.config.data.video_tokens:
-            return read_clip(file, frames)
+            return read_pictures([file, *more]) if question.pictures else read_clip(file, frames)
         if hasattr(self.base, "positions"):
             name = self.config.base.name
             raise UserError(f"{file}: tells no size of pictures, which {name} needs; leave data.video_tokens empty")
@@ -226,15 +226,20 @@ def make_sample(
     config: Config,
     base: Any,
     question: str,
-    clip: Clip | SideTokens,
+    clip: Clip | Pictures | SideTokens,
     sides: Mapping[str, SideTokens | None],
     history: tuple[tuple[str, str], ...] = (),
     answer: str | None = None,
 ) -> Sample:
-    """A Sample of one conversation about one clip, or about stored video tokens."""
+    """A Sample of one conversation about a clip, pictures, or stored video tokens. UserError: no base for pictures."""
     if isinstance(clip, SideTokens):
         assert clip.seconds is not None
         pixels, seconds = clip.x, clip.seconds
+    elif isinstance(clip, Pictures):
+        if not hasattr(base, "preprocess_pictures"):
+            raise UserError(f"base.name={config.base.name}: sees videos only, no pictures; leave these questions out")
+        pixels = base.preprocess_pictures(clip.frames)
+        seconds = torch.arange(len(pixels)).float()
     else:
         pixels = base.preprocess(clip.frames)
         seconds = _together(torch.from_numpy(clip.seconds).float(), len(pixels))

@@ -136,7 +136,7 @@ def _questions(model: Pave, config: Config, split: str, probes: Mapping[str, Pro
 def _is_there(questions: Questions, question: Question) -> bool:
     """Whether the files of a question exist."""
     sides = questions.plugins if questions.config.data.missing == "error" else ()
-    files = [questions.video(question), *(questions.features(name, question) for name in sides)]
+    files = [*questions.visual(question), *(questions.features(name, question) for name in sides)]
     return all(file.exists() for file in files)
 
 

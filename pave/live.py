@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from pave import checkpoint, lora, plug
+from pave import checkpoint, lora, plug, tune
 from pave.config import Config
 from pave.model import Pave
 from pave.types import UserError
@@ -18,7 +18,7 @@ def add(model: Pave, config: Config, name: str, folder: Path, overrides: Sequenc
     Returns the config with them. Raises UserError, and changes nothing, where they do not fit.
     """
     trained = checkpoint.read_config(folder, overrides)
-    checkpoint.check_same_base(trained, config, folder, also=["frames"])
+    _check_base(trained, config, folder, also=["frames"])
     lora.check_not_merged(model.base.hf)
     if not trained.sides:
         raise UserError(f"{folder}: has no patch to add, only LoRA")
@@ -60,7 +60,7 @@ def hotswap(model: Pave, config: Config, folder: Path, overrides: Sequence[str] 
     Raises UserError, and changes nothing, where they do not fit.
     """
     trained = checkpoint.read_config(folder, overrides)
-    checkpoint.check_same_base(trained, config, folder)
+    _check_base(trained, config, folder)
     lora.check_not_merged(model.base.hf)
     incoming = checkpoint.read_for(model, trained, folder)
     for adapter in model.loras:
@@ -69,3 +69,10 @@ def hotswap(model: Pave, config: Config, folder: Path, overrides: Sequence[str] 
     model.loras, model.patch_weights = {}, {}
     checkpoint.attach(model, lora.DEFAULT, trained.sides, incoming)
     return dataclasses.replace(trained, base=dataclasses.replace(config.base, frames=trained.base.frames))
+
+
+def _check_base(trained: Config, config: Config, folder: Path, also: Sequence[str] = ()) -> None:
+    """Raises UserError unless a folder's patches were trained on the model's base, both of them as published."""
+    checkpoint.check_same_base(trained, config, folder, also)
+    if tune.is_tuned(trained.base) or tune.is_tuned(config.base):
+        raise UserError(f"{folder}: it or this model has learnt in its base, so they do not go together; load it alone")

@@ -51,6 +51,8 @@ class Pave(nn.Module):
         """Factor on what each patch adds; 0 switches it off."""
         self.loras = {name: list(patches) for name in lora.names(base.hf)}
         """The patches that were trained with each LoRA."""
+        self.tuned: set[str] = set()
+        """Tensors of the base that are not as published."""
 
     def set_patches(self, weights: Mapping[str, float]) -> None:
         """Switch and weight patches; those not named are off. A LoRA is as strong as the strongest of its patches.

@@ -43,6 +43,10 @@ class Question:
     """Earlier (question, answer) turns of the same conversation."""
     features: str = ""
     """Feature file below a side's folder, without its suffix; empty for the stem of `video`."""
+    pictures: tuple[str, ...] = ()
+    """Separate pictures instead of a video, for bases that see them; `video` is the first."""
+    rejected: str = ""
+    """The worse of two answers, for learning from preferences."""
 
 
 class Clip(NamedTuple):
@@ -52,6 +56,13 @@ class Clip(NamedTuple):
     """uint8[T,H,W,3]"""
     seconds: np.ndarray
     """float[T], when each frame is shown."""
+
+
+class Pictures(NamedTuple):
+    """Separate pictures, which do not follow one another."""
+
+    frames: list[np.ndarray]
+    """uint8[H,W,3] of each, of any size."""
 
 
 class Item(NamedTuple):

@@ -139,7 +139,7 @@ def test_switching_within_a_conversation(folders: dict[str, Path]) -> None:
 
 
 def read_frames(data: Questions) -> Any:
-    return read_clip(data.video(data.questions[0]), 4)
+    return read_clip(data.visual(data.questions[0])[0], 4)
 
 
 def test_add_and_remove(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from pave.config import BaseConfig, Config, DataConfig, LoraConfig, PatchConfig
 from pave.data import collate, make_sample
 from pave.encoders import ppllava as encoder
 from pave.model import Pave
-from pave.types import IGNORE, VIDEO, Clip, SideTokens, UserError
+from pave.types import IGNORE, VIDEO, Clip, Pictures, SideTokens, UserError
 
 FRAMES, PER_PAIR = 4, 4
 
@@ -166,8 +166,66 @@ def test_prompt(folder: Path) -> None:
     assert told.ids == [VIDEO if token == mark else token for token in tokens]
     learnt = base.tokenizer.convert_ids_to_tokens([label for label in told.labels if label != IGNORE])
     assert "".join(learnt).replace("▁", " ") == " a dog</s> barks</s>"
-    with pytest.raises(UserError, match="is for LLaVA-OneVision"):
-        base.chat("what is heard?", (), "a dog", "release")
+
+
+def test_the_guide_has_an_answer_only_where_the_published_training_is_asked_for(folder: Path) -> None:
+    base = ppllava.load(str(folder))
+    history = (("what is heard?", "a dog"),)
+    question = base.reader("and a human?").input_ids
+    for mask, answer in (("answers", "barks"), ("answers", None), ("release", None)):
+        assert base.chat("and a human?", history, answer, mask).guide == question
+    whole = base.reader("what is heard? a dog and a human? barks").input_ids
+    assert base.chat("and a human?", history, "barks", "release").guide == whole
+
+
+@torch.no_grad()
+def test_pictures_are_pooled_alone(folder: Path) -> None:
+    config = make_config(folder)
+    base = checkpoint.load_base(config.base)
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 256, (*size, 3), np.uint8) for size in ((40, 30), (84, 84), (20, 60))]
+    sample = make_sample(config, base, "what is heard?", Pictures(pictures), {}, answer="a dog")
+    assert sample.pixels is not None
+    assert sample.pixels.shape == (3, 3, 84, 84)
+    assert sample.ids.count(VIDEO) == 3 * PER_PAIR
+    assert torch.equal(base.preprocess(np.stack([pictures[1]] * 2))[0, :3], sample.pixels[1])
+    guide = torch.tensor([sample.guide])
+    seen = base.encode(sample.pixels[None], guide)
+    tower, projector = encoder.load(folder)
+    tokens = tower(sample.pixels[None])
+    projected, weights = projector(tokens, guide)
+    want = encoder.pool(projected.unflatten(2, (6, 6)), weights.unflatten(2, (6, 6)), (1, 3, 3))
+    assert_close(seen.embeds, want.flatten(2, 3), atol=1e-5, rtol=1e-5)
+    # With a video in one batch.
+    clip = Clip(rng.integers(0, 256, (FRAMES, 40, 30, 3), np.uint8), np.arange(FRAMES) / 2)
+    other = make_sample(config, base, "what is heard?", clip, {}, answer="a dog")
+    assert Pave(base, {})(**collate([sample, other], base.tokenizer.pad_token_id))["loss"].isfinite()
+    with pytest.raises(UserError, match="the tower knows 8 moments"):
+        base.preprocess_pictures([pictures[0]] * 9)
+
+
+def test_what_learns_of_the_towers_is_the_branch(folder: Path) -> None:
+    config = dataclasses.replace(make_config(folder), lora=LoraConfig(r=0))
+    config = dataclasses.replace(config, base=dataclasses.replace(config.base, learn=["tower", "projector", "llm"]))
+    model = checkpoint.create(config)
+    model(**make_batch(config, model.base))["loss"].backward()
+    rest, learning = ({n for n, p in model.base.named_parameters() if p.requires_grad is x} for x in (False, True))
+    assert all("btadapter" in name for name in learning if name.startswith("vision_tower."))
+    assert any(name.startswith("vision_tower.btadapter_T") for name in learning)
+    assert {n for n in learning if n.startswith("multi_modal_projector.")} == {
+        f"multi_modal_projector.{name}"
+        for name in [
+            *(
+                f"{linear}.{part}"
+                for linear in ("linear_1", "linear_2", "clip_visual_ln")
+                for part in ("weight", "bias")
+            ),
+            *("clip_visual_projection.weight", "clip_text_projection.weight"),
+        ]
+    }
+    assert any(name.startswith("vision_tower.encoder.") for name in rest)
+    silent = {n for n, p in model.base.named_parameters() if p.requires_grad and p.grad is None}
+    assert not silent
 
 
 def test_pixels_are_those_of_the_processor_with_aspect_ignored(folder: Path) -> None:
@@ -185,12 +243,10 @@ def test_wrong_settings_and_folders_are_answered(folder: Path, tmp_path: Path) -
         with pytest.raises(UserError, match=message):
             ppllava.load(str(folder), **settings)
     base = ppllava.load(str(folder))
-    for pairs, size, message in (
-        (5, (84, 84), "base.frames=10: the tower knows 8 moments"),
-        (2, (4, 56), "depend on the question; leave data.video_tokens empty"),
-    ):
-        with pytest.raises(UserError, match=message):
-            base.visual_tokens(pairs, size)
+    with pytest.raises(UserError, match=r"base\.frames=10: the tower knows 8 moments"):
+        base.preprocess(np.zeros((10, 8, 8, 3), np.uint8))
+    with pytest.raises(UserError, match=r"depend on the question; leave data\.video_tokens empty"):
+        base.visual_tokens(2, (4, 56))
     told = json.loads((folder / "config.json").read_text())
     for wrong in ({"pooling": "avp"}, {"extend_clip": False}, {"pooling_kernel": [1, 3, 3]}):
         (tmp_path / "config.json").write_text(json.dumps({**told, **wrong}))

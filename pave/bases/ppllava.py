@@ -7,6 +7,7 @@ before it comes out as its weighted mean.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,8 +21,8 @@ from pave.bases import _quantize, _read, _vicuna
 from pave.bases._quantize import Quantize
 from pave.encoders import ppllava
 from pave.encoders.languagebind_video import MEAN, STD
+from pave.encoders.ppllava import IMAGE, Projector, Sizes
 from pave.encoders.ppllava import VIDEO as WINDOW
-from pave.encoders.ppllava import Projector, Sizes
 from pave.encoders.ppllava_clip import POSITIONS, Vision
 from pave.io import hub
 from pave.types import UserError, VideoTokens
@@ -46,6 +47,8 @@ class PPLLaVA(nn.Module):
     """encode, layout and lm."""
 
     lora_targets = r"model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
+    rests = r"vision_tower\.(?!btadapter).*|multi_modal_projector\.(clip_text_model\..*|logit_scale)"
+    """Of the towers only the branch over time ever learns."""
     by_question = True
     """The same video looks different for every question."""
 
@@ -77,19 +80,35 @@ class PPLLaVA(nn.Module):
         """
         if len(frames) % TOGETHER:
             raise UserError(f"base.frames={len(frames)}: frames are pooled in pairs; set an even number")
+        return self._prepare(frames).unflatten(0, (-1, TOGETHER)).flatten(1, 2)
+
+    def preprocess_pictures(self, pictures: Sequence[np.ndarray]) -> Tensor:
+        """uint8[H,W,3] each -> float[N,3,S,S], as frames but not in pairs."""
+        return self._prepare(pictures)
+
+    def _prepare(self, frames: Sequence[np.ndarray] | np.ndarray) -> Tensor:
+        """float[T,3,S,S]. UserError: more than the branch over time knows."""
+        tower = self.vision_tower
+        if tower.depth and len(frames) > tower.moments:
+            raise UserError(f"base.frames={len(frames)}: the tower knows {tower.moments} moments; set no more")
         size = (self.image_size, self.image_size)
         resized = [np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC)) for frame in frames]
         x = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).float() / 255
         mean, std = (torch.tensor(x).view(3, 1, 1) for x in (MEAN, STD))
-        return ((x - mean) / std).unflatten(0, (-1, TOGETHER)).flatten(1, 2)
+        return (x - mean) / std
 
     def encode(self, pixels: Tensor, guides: Tensor) -> VideoTokens:
-        """float[B,t,2*3,S,S] and questions in CLIP's tokens int[B,L] -> query float[B,t,S,Q], embeds float[B,t,S,D]."""
+        """float[B,t,2*3,S,S] and questions in CLIP's tokens int[B,L] -> query float[B,t,S,Q], embeds float[B,t,S,D].
+
+        Pictures are float[B,t,3,S,S].
+        """
         weight = self.multi_modal_projector.linear_1.weight
-        tokens = self.vision_tower(pixels.to(weight.dtype).unflatten(2, (TOGETHER, 3)).flatten(1, 2))
+        frames = pixels.to(weight.dtype).unflatten(2, (-1, 3))
+        window = WINDOW if frames.shape[2] == TOGETHER else IMAGE
+        tokens = self.vision_tower(frames.flatten(1, 2))
         projected, weights = self.multi_modal_projector(tokens, guides)
         query, embeds = (
-            ppllava.pool(self._grid(x), self._grid(weights), WINDOW, temperature=self.temperature).flatten(2, 3)
+            ppllava.pool(self._grid(x), self._grid(weights), window, temperature=self.temperature).flatten(2, 3)
             for x in (tokens, projected)
         )
         return VideoTokens(query, embeds)
@@ -103,21 +122,16 @@ class PPLLaVA(nn.Module):
         return embeds.flatten(1, 2)
 
     def visual_tokens(self, frames: int, size: tuple[int, ...] = ()) -> int:
-        """N of a video of so many pairs of frames, of this height and width as preprocessed.
+        """N of a video of so many pairs of frames, or of so many pictures, of this height and width as preprocessed.
 
-        UserError: more frames than the branch over time knows, more tokens than the LLM reads, stored tokens.
+        UserError: more tokens than the LLM reads, stored tokens.
         """
         if size and tuple(size) != (self.image_size, self.image_size):
             raise UserError("video tokens of PPLLaVA depend on the question; leave data.video_tokens empty")
-        tower, (_, high, wide) = (
-            self.vision_tower,
-            ppllava.pooled_size((TOGETHER, self.edge, self.edge), WINDOW, WINDOW),
-        )
-        if tower.depth and frames * TOGETHER > tower.moments:
-            raise UserError(f"base.frames={frames * TOGETHER}: the tower knows {tower.moments} moments; set no more")
+        _, high, wide = ppllava.pooled_size((TOGETHER, self.edge, self.edge), WINDOW, WINDOW)
         tokens, room = frames * high * wide, self.hf.config.max_position_embeddings
         if tokens > room:
-            raise UserError(f"base.frames={frames * TOGETHER}: {tokens} visual tokens, the LLM has {room} places")
+            raise UserError(f"{tokens} visual tokens, the LLM has {room} places; set fewer base.frames, or pictures")
         return tokens
 
     def chat(
@@ -127,13 +141,16 @@ class PPLLaVA(nn.Module):
         answer: str | None = None,
         mask: Literal["answers", "release"] = "answers",
     ) -> _vicuna.Encoded:
-        """Ids and labels of a conversation about one video, and the question, never an answer, in CLIP's tokens."""
-        if mask == "release":
-            raise UserError(
-                "data.mask=release is for LLaVA-OneVision, on which the release trained; set data.mask=answers"
-            )
+        """Ids and labels of a conversation about one video, and in CLIP's tokens the question, never an answer.
+
+        With mask `release` the guide is the whole conversation, where there is an answer to be learnt.
+        """
         pieces = _vicuna.segments(question, history, answer, OPENING)
-        guide = self.reader(question, truncation=True, max_length=POSITIONS).input_ids
+        text = question
+        if mask == "release" and answer is not None:
+            # Quirk: in its training the tower that says which patches matter has read the answer.
+            text = " ".join(said for turn in (*history, (question, answer)) for said in turn)
+        guide = self.reader(text, truncation=True, max_length=POSITIONS).input_ids
         return _vicuna.encode(self.tokenizer, pieces, whole=True, tag=TAG)._replace(guide=guide)
 
 

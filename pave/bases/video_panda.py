@@ -55,9 +55,9 @@ class VideoPanda(nn.Module):
         self.embed_dim: int = hf.config.hidden_size
 
     def train(self, mode: bool = True) -> VideoPanda:
-        """The tower stays as it is: its batch norm and dropout are for its own training, where it learns."""
+        """Batch norm and dropout of the tower are for its own training; where it does not learn, they rest."""
         super().train(mode)
-        self.vision_tower.eval()
+        self.vision_tower.train(mode and any(x.requires_grad for x in self.vision_tower.parameters()))
         return self
 
     @property

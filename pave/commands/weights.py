@@ -30,8 +30,17 @@ def _fetch(commands: Any) -> None:
 
 def _convert(commands: Any) -> None:
     def run(a: argparse.Namespace) -> None:
-        from pave import config, convert, convert_base
+        from pave import config, convert, convert_base, start
+        from pave.types import UserError
 
+        if a.to == "ppllava" and a.clip is None:
+            raise UserError("--to ppllava: needs --clip, a folder of openai/clip-vit-large-patch14-336")
+        if a.to == "ppllava":
+            start.ppllava(Path(a.source), a.clip, a.out)
+            return
+        if a.to == "video_panda":
+            start.video_panda_start(Path(a.source), a.out)
+            return
         if a.to == "official":
             convert.to_official(Path(a.source), a.out, a.overrides)
             return
@@ -47,9 +56,11 @@ def _convert(commands: Any) -> None:
     parser.add_argument(
         "--to",
         required=True,
-        choices=["ours", "official", "hf", "lmms"],
-        help="checkpoints: ours, official; bases: hf (transformers), lmms (lmms-lab)",
+        choices=["ours", "official", "hf", "lmms", "ppllava", "video_panda"],
+        help="checkpoints: ours, official; bases: hf (transformers), lmms (lmms-lab); where training of a whole base "
+        "starts: ppllava (from LLaVA-NeXT), video_panda (from EVE)",
     )
+    parser.add_argument("--clip", type=Path, metavar="DIR", help="CLIP-L/14-336, for ppllava")
     parser.add_argument(
         "overrides",
         nargs="*",

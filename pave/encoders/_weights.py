@@ -26,10 +26,15 @@ def select(path: Path, rename: Rename) -> dict[str, Tensor]:
     UserError: no such file or folder, a part of it missing or damaged, no weights in it.
     """
     state: dict[str, Tensor] = {}
-    for file in _parts(path, rename):
-        for name, tensor in _tensors(file, rename):
-            state[name] = tensor.to(torch.float32, copy=True)
+    for part in parts(path, rename):
+        state |= {name: tensor.to(torch.float32, copy=True) for name, tensor in part.items()}
     return state
+
+
+def parts(path: Path, rename: Rename) -> Iterator[dict[str, Tensor]]:
+    """The same file by file, as they are stored."""
+    for file in _parts(path, rename):
+        yield dict(_tensors(file, rename))
 
 
 def config(path: Path) -> dict[str, Any]:

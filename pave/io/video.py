@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from av.video.stream import VideoStream
 from PIL import Image
 
 from pave.io.container import first, opened
-from pave.types import Clip, UserError
+from pave.types import Clip, Pictures, UserError
 
 SEEKABLE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 """Containers that keep when each packet is shown, and jump to key frames; others are decoded from the start."""
@@ -221,6 +221,11 @@ def _read_folder(path: Path, frames: int) -> Clip:
                 f"{file}: is {picture.shape[:2]} pixels high and wide, the first is {pictures[0].shape[:2]}"
             )
     return Clip(np.stack(pictures)[index], index.astype(np.float64))
+
+
+def read_pictures(files: Sequence[Path]) -> Pictures:
+    """Separate pictures. UserError: one that is missing or broken."""
+    return Pictures([_read_picture(file) for file in files])
 
 
 def _read_picture(file: Path) -> np.ndarray:

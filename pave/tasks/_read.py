@@ -49,10 +49,12 @@ def records(file: Path, unpack: Callable[[Any], Sequence[Any]], make: Callable[[
 
 
 def parse(file: Path) -> Any:
-    """What a JSON file holds; of a .parquet file its rows, or what was converted to the .json file beside it.
+    """What a JSON file holds; of a .jsonl file its lines, of a .parquet file its rows, or the .json file beside it.
 
     Raises ValueError for broken JSON, UserError where nothing can read parquet.
     """
+    if file.suffix == ".jsonl":
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     if file.suffix != ".parquet":
         return json.loads(file.read_text(encoding="utf-8"))
     converted = file.with_suffix(".json")

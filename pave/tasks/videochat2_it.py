@@ -1,0 +1,73 @@
+"""VideoChat2-IT and corpora in its form: conversations about videos, pictures, or several pictures; for training only.
+
+Below root train.json, with the media under root; several corpora train together with `data.mix`, a root each. Made-up
+records, with a hint before the question or none:
+
+    [{"video": "k400/abc.mp4", "QA": [{"i": "Watch the clip.", "q": "What is shown?", "a": "A street."},
+                                      {"q": "Is it night?", "a": "No."}]},
+     {"image": "coco/1.jpg", "QA": [{"q": "What is it?", "a": "A cat."}]},
+     {"multi-image": ["m4/1_a.jpg", "m4/1_b.jpg"], "QA": [{"q": "What changed?", "a": "The cat left."}]}]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pave.tasks import _read
+from pave.types import Prediction, Question, UserError
+
+SPLITS = ("train",)
+EXPECTED: dict[str, int] = {}
+"""A corpus of any size."""
+KINDS = ("video", "image", "multi-image")
+
+
+def load(split: str, root: Path) -> list[Question]:
+    """One question a record, the last of its conversation. Raises UserError."""
+    file = _read.annotation("videochat2_it", split, {"train": "train.json"}, root)
+    return _read.numbered(_read.records(file, _read.rows, _question))
+
+
+def _question(raw: Any) -> Iterable[Question]:
+    kind = next((name for name in KINDS if isinstance(raw, dict) and name in raw), None)
+    if kind is None:
+        raise ValueError("has no 'video', 'image' or 'multi-image'")
+    media = _read.texts(raw, kind) if kind == "multi-image" else (_read.field(raw, kind, str),)
+    turns = _read.field(raw, "QA", list)
+    if not turns:
+        raise ValueError("has no turns in 'QA'")
+    *history, (text, answer) = ((_asked(turn), _read.field(turn, "a", str)) for turn in turns)
+    pictures = () if kind == "video" else media
+    yield Question(media[0], media[0], text, (answer,), group=kind, history=tuple(history), pictures=pictures)
+
+
+def _asked(turn: Any) -> str:
+    hint = _read.field(turn, "i", str) if "i" in turn else ""
+    return " ".join(part for part in (hint.strip(), _read.field(turn, "q", str).strip()) if part)
+
+
+def prompt(question: Question) -> str:
+    """The question as it stands."""
+    return question.text
+
+
+def target(question: Question) -> str:
+    """The answer."""
+    return question.answers[0]
+
+
+def score(pairs: Iterable[tuple[Question, Prediction | None]]) -> dict[str, float]:
+    """Nothing published scores these answers. Raises UserError."""
+    raise UserError("videochat2_it is for training only and has no score; evaluate on a benchmark (`pave list tasks`)")
+
+
+def chance(questions: Sequence[Question]) -> dict[str, float]:
+    """There is no such thing for free text."""
+    return {}
+
+
+def about(split: str) -> dict[str, str]:
+    """What is learnt."""
+    return {"prompt": "the hint, if any, and the question", "references": "the last answer; earlier turns are shown"}

@@ -1,0 +1,107 @@
+"""Parts of the base that learn too: exactly these change, are stored, come back, and go on in a next stage."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import World
+from safetensors.torch import load_file, save_file
+from tiny import make_config
+
+from pave import checkpoint, live, train, tune
+from pave.config import Config, LoraConfig
+from pave.types import UserError
+
+ALONE = LoraConfig(r=0)
+
+
+def tuned(world: World, learn: list[str], init: str = "", lora: LoraConfig = ALONE, **settings: object) -> Config:
+    config = make_config(*world, **{"max_steps": 2, "learning_rate": 1e-2, **settings})
+    base = dataclasses.replace(config.base, learn=learn, init=init)
+    return dataclasses.replace(config, base=base, lora=lora)
+
+
+@pytest.mark.parametrize("learn", [["projector"], ["llm"], ["tower", "projector"]], ids="+".join)
+def test_these_parts_learn_and_come_back(world: World, tmp_path: Path, learn: list[str]) -> None:
+    config = tuned(world, learn)
+    before = checkpoint.load_base(config.base).state_dict()
+    train.main(config, tmp_path)
+    stored = load_file(tmp_path / "final" / tune.FILE)
+    after = checkpoint.load(tmp_path / "final")[0].base.state_dict()
+    assert {tune.part_of(name) for name in stored} == {*learn}
+    changed = {name for name, x in after.items() if not torch.equal(x, before[name])}
+    assert {tune.part_of(name) for name in changed} == {*learn}
+    for name, tensor in stored.items():
+        assert torch.equal(after[name], tensor)
+    assert len(changed & {*stored}) > 0.8 * len(stored)  # an unused bias or norm may rest
+
+
+def test_a_next_stage_keeps_what_the_first_one_learnt(world: World, tmp_path: Path) -> None:
+    train.main(tuned(world, ["tower", "projector"]), tmp_path / "one")
+    first = load_file(tmp_path / "one/final" / tune.FILE)
+    train.main(tuned(world, ["llm"], init=str(tmp_path / "one/final")), tmp_path / "two")
+    stored = load_file(tmp_path / "two/final" / tune.FILE)
+    assert {tune.part_of(name) for name in stored} == {"tower", "projector", "llm"}
+    assert all(torch.equal(stored[name], x) for name, x in first.items())
+    # The second folder needs the first no more.
+    (tmp_path / "one").rename(tmp_path / "gone")
+    model, _ = checkpoint.load(tmp_path / "two/final")
+    assert all(torch.equal(model.base.state_dict()[name], x) for name, x in stored.items())
+
+
+def test_a_resumed_run_repeats_the_unbroken_one(world: World, tmp_path: Path) -> None:
+    config = tuned(world, ["projector", "llm"], max_steps=4, save_steps=2)
+    train.main(config, tmp_path / "whole")
+    train.main(config, tmp_path / "again")
+    for later in ("checkpoint-4", "final"):
+        for file in (tmp_path / "again" / later).iterdir():
+            file.unlink()
+        (tmp_path / "again" / later).rmdir()
+    train.main(config, tmp_path / "again", resume=True)
+    whole, again = (load_file(tmp_path / f / "final" / tune.FILE) for f in ("whole", "again"))
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_lora_and_projector_learn_together(world: World) -> None:
+    model = checkpoint.create(tuned(world, ["projector"], lora=LoraConfig(r=2, alpha=4)))
+    names = {name for name, p in model.base.named_parameters() if p.requires_grad}
+    assert {tune.part_of(name) for name in names if "lora" not in name} == {"projector"}
+    assert any("lora_A" in name for name in names)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"learn": ["projectr"]}, "no part 'projectr'; did you mean 'projector'"),
+        ({"learn": ["llm"], "dtype": "bfloat16"}, "set base.dtype=float32"),
+        ({"init": "nowhere"}, "nowhere/base.safetensors"),
+    ],
+)
+def test_settings_that_do_not_fit(world: World, change: dict, message: str) -> None:
+    config = make_config(*world)
+    config = dataclasses.replace(config, base=dataclasses.replace(config.base, **change), lora=ALONE)
+    with pytest.raises(UserError, match=message):
+        checkpoint.create(config)
+
+
+def test_two_ways_for_the_llm_to_learn_are_one_too_many(world: World) -> None:
+    with pytest.raises(UserError, match=r"lora\.r=0"):
+        checkpoint.create(tuned(world, ["llm"], lora=LoraConfig(r=2)))
+
+
+def test_tensors_of_another_base_are_named(world: World, tmp_path: Path) -> None:
+    save_file({"hf.nothing.weight": torch.zeros(2)}, tmp_path / tune.FILE)
+    with pytest.raises(UserError, match=r"hf\.nothing\.weight"):
+        checkpoint.create(tuned(world, ["llm"], init=str(tmp_path)))
+
+
+def test_such_a_folder_is_not_put_on_another_model(world: World, tmp_path: Path) -> None:
+    config = tuned(world, ["projector"])
+    checkpoint.save(checkpoint.create(config), config, tmp_path / "tuned")
+    plain = make_config(*world)
+    model = checkpoint.create(plain)
+    with pytest.raises(UserError, match="load it alone"):
+        live.add(model, plain, "other", tmp_path / "tuned")
