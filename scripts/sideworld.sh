@@ -10,7 +10,6 @@ export TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 CHANNEL=${1:?dense, exo, scene3d or two}
 OUT=${2:-runs/sideworld_$CHANNEL} SEED=${3:-0}
 CONFIG=configs/sideworld_$CHANNEL.yaml
-DENSE=${DENSE:-runs/sideworld_dense}
 DATA="$OUT/data" FEATURES="$OUT/data/features"
 SECONDS=0
 
@@ -28,7 +27,8 @@ case $CHANNEL in
     pave extract scene3d tower=base views=4 --videos "$DATA/depth" --out "$FEATURES/scene3d" --weights asset:sideworld/base
     ;;
   two)
-    [ -d "$DENSE/train/final" ] || { echo "$DENSE: no train/final in it; run \`$0 dense\` first" >&2; exit 1; }
+    START=${DENSE:-runs/sideworld_dense}/train/final
+    [ -d "$START" ] || { echo "$START: no such folder; run \`bash $0 dense\` first" >&2; exit 1; }
     pave prepare sideworld --out "$DATA" --seed "$SEED" --channels audio dense
     pave extract audio --videos "$DATA/videos" --out "$FEATURES/audio" --weights asset:sideworld/audio.safetensors
     pave extract dense fps=8 --videos "$DATA/videos" --out "$FEATURES/dense" --weights asset:sideworld/base
@@ -38,10 +38,15 @@ case $CHANNEL in
     exit 1
     ;;
 esac
-if [ "$CHANNEL" = two ]; then
-  pave train "$CONFIG" --out "$OUT/train" data.root="$DATA" train.seed="$SEED" lora.init="$DENSE/train/final"
-else
+# First only what no picture answers, for the other questions hold a new patch down; exo is learnt without that.
+if [ "$CHANNEL" = exo ]; then
   pave train "$CONFIG" --out "$OUT/train" data.root="$DATA" train.seed="$SEED"
+elif [ "$CHANNEL" = two ]; then
+  pave train "$CONFIG" --out "$OUT/first" data.root="$DATA" train.seed="$SEED" data.train_split=channels lora.init="$START"
+  pave train "$CONFIG" --out "$OUT/train" data.root="$DATA" train.seed="$SEED" lora.init="$OUT/first/final" sides.audio.init="$OUT/first/final"
+else
+  pave train "$CONFIG" --out "$OUT/first" data.root="$DATA" train.seed="$SEED" data.train_split=channels
+  pave train "$CONFIG" --out "$OUT/train" data.root="$DATA" train.seed="$SEED" lora.init="$OUT/first/final"
 fi
 pave eval --ckpt "$OUT/train/final" --out "$OUT/eval/base" --base-only --batch 32
 pave eval --ckpt "$OUT/train/final" --out "$OUT/eval/patched" --batch 32

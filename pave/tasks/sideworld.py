@@ -65,10 +65,6 @@ def _first_flash(scene: Scene) -> str:
     return min(scene.flashes, key=lambda flash: flash.frames).color
 
 
-def _last_flash(scene: Scene) -> str:
-    return max(scene.flashes, key=lambda flash: flash.frames).color
-
-
 def _heard_flash(scene: Scene) -> str:
     return scene.flashes[scene.sounding].color
 
@@ -95,7 +91,6 @@ KINDS = (
 """What the shipped base has been asked."""
 FURTHER = (
     Kind("first_flash", "dense", "Which color flashed first?", _first_flash, _all_colors),
-    Kind("last_flash", "dense", "Which color flashed last?", _last_flash, _all_colors),
     Kind("heard_flash", "audio+dense", "Which color flashed when the sound was heard?", _heard_flash, _all_colors),
     Kind("bigger_back", "exo", "Which color is the back of the bigger shape?", _bigger_back, _all_colors),
     Kind("left_back", "exo", "Which color is the back of the shape on the left?", _left_back, _all_colors),
@@ -103,17 +98,21 @@ FURTHER = (
     Kind("nearer_color", "depth", "Which color is the nearer shape?", lambda s: _nearer(s).color, _two_colors),
 )
 """What it never heard of."""
+CHANNELS_ONLY = "channels"
+"""The split `train` without visual controls, to begin with: they hold a new patch down."""
 
 
 def load(split: str, root: Path) -> list[Question]:
     """All questions on the `train` or `test` clips below `root`, clip by clip; `video` is relative to `root`.
 
-    Opens no clip. Raises UserError if there is no such split or its facts are missing or broken.
+    The split `channels` is `train` without the visual controls. Opens no clip. Raises UserError if there is no such
+    split or its facts are missing or broken.
     """
-    if split not in SPLITS:
-        raise UserError(f"sideworld has no split '{split}'; {nearest(split, SPLITS)}")
-    records = read_scenes(root / f"scenes_{split}.jsonl")
-    return [question for record in records for question in ask(record.scene, record.video)]
+    if split not in (*SPLITS, CHANNELS_ONLY):
+        raise UserError(f"sideworld has no split '{split}'; {nearest(split, (*SPLITS, CHANNELS_ONLY))}")
+    records = read_scenes(root / f"scenes_{'train' if split == CHANNELS_ONLY else split}.jsonl")
+    left_out = [kind.name for kind in KINDS if kind.needs == "visual" and split == CHANNELS_ONLY]
+    return [q for record in records for q in ask(record.scene, record.video) if q.group not in left_out]
 
 
 def ask(scene: Scene, video: str = "") -> list[Question]:
