@@ -9,8 +9,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pave import plug
+from pave import judgements, plug
 from pave.io.atomic import atomic_file
+from pave.metrics.judged import Judged
 from pave.types import Prediction, Question, UserError
 
 PREDICTIONS, METRICS, MANIFEST, PARTS = "predictions.jsonl", "metrics.json", "manifest.json", "parts"
@@ -51,6 +52,8 @@ def score(
         "metrics": module.score([(q, answers.get(q.qid)) for q in asked]),
         "chance": module.chance(asked),
     }
+    if hasattr(module, "cases"):
+        result["judge"] = judgements.summary(predictions, module.cases(asked), gold, answers)
     with atomic_file(predictions.with_name(METRICS)) as temporary:
         temporary.write_text(json.dumps(result, indent=1))
     with atomic_file(predictions.with_name(SAMPLES)) as temporary:
@@ -61,14 +64,19 @@ def score(
 def _sample(module: ModuleType, question: Question, answer: Prediction | None) -> str:
     """One line to read: what was asked about what, what is right, what was said."""
     told = {"qid": question.qid, "video": question.video, "group": question.group, "prompt": module.prompt(question)}
-    said = None if answer is None else answer.text
-    return json.dumps({**told, "answers": question.answers, "said": said}, ensure_ascii=False) + "\n"
+    told |= {"answers": question.answers, "said": None if answer is None else answer.text}
+    if isinstance(answer, Judged):
+        told["judged"] = {kind: verdict._asdict() for kind, verdict in answer.verdicts.items()}
+    return json.dumps(told, ensure_ascii=False) + "\n"
 
 
 def read(
     predictions: Path, gold: Sequence[Question], asked: Sequence[Question], allow_missing: bool = False
 ) -> tuple[dict[str, Prediction], list[str]]:
-    """The answers of a file by question, and which of those asked have none. Raises UserError as `score`."""
+    """The answers of a file by question, with a judge's verdicts, and which of those asked have none.
+
+    Raises UserError as `score`.
+    """
     records = _read(predictions, {q.qid for q in gold})
     missing = [q.qid for q in asked if q.qid not in records]
     if missing and not allow_missing:
@@ -76,7 +84,8 @@ def read(
             f"{predictions}: {len(missing)} of {len(asked)} questions have no answer, as '{missing[0]}'; "
             "`pave eval` into the same folder goes on, --allow-missing counts them as wrong"
         )
-    return {qid: Prediction(qid, record["text"]) for qid, record in records.items() if "text" in record}, missing
+    answers = {qid: Prediction(qid, record["text"]) for qid, record in records.items() if "text" in record}
+    return judgements.attach(predictions, gold, answers), missing
 
 
 def _asked_how(manifest: Path) -> dict[str, Any]:
@@ -106,11 +115,19 @@ def claim(path: Path, manifest: Mapping[str, Any]) -> None:
             raise UserError(f"{path}: missing, though there are answers; choose another folder or delete {path.parent}")
         with atomic_file(path) as temporary:
             temporary.write_text(json.dumps(manifest, indent=1))
-    theirs, ours = _flat(json.loads(path.read_text())), _flat(json.loads(json.dumps(manifest)))
-    differ = [k for k in sorted(theirs.keys() | ours.keys()) if theirs.get(k) != ours.get(k)]
-    if differ:
-        told = "; ".join(f"{k} was {theirs.get(k)}, is now {ours.get(k)}" for k in differ)
+    if differ := differing(json.loads(path.read_text()), manifest):
+        told = "; ".join(f"{name} was {one}, is now {other}" for name, one, other in differ)
         raise UserError(f"{path}: answers found otherwise: {told}; choose another folder or delete {path.parent}")
+
+
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Entries of two manifests, under dotted names, that are not the same in both."""
+    theirs, ours = _flat(one), _flat(json.loads(json.dumps(other)))
+    return [
+        (name, theirs.get(name), ours.get(name))
+        for name in sorted(theirs.keys() | ours.keys())
+        if theirs.get(name) != ours.get(name)
+    ]
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:
@@ -185,4 +202,5 @@ def table(result: Mapping[str, Any]) -> str:
     if coverage["asked"] < coverage["questions"]:
         lines.append(f"ONLY THE FIRST {coverage['asked']} of {coverage['questions']} questions (--limit)")
     lines += [f"side-channel {name}: {probe}" for name, probe in result["probes"].items() if probe]
+    lines += judgements.lines(result["judge"]) if "judge" in result else []
     return "\n".join(lines)
