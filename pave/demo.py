@@ -1,9 +1,9 @@
-"""`pave demo`: one video, one question, one answer."""
+"""`pave demo`: one video, and questions about it, in a terminal."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pave.config import Config
@@ -24,10 +24,24 @@ def answer(
     without: frozenset[str] = frozenset(),
     max_new_tokens: int = 128,
 ) -> str:
-    """What the model says; logs what the answer is based on.
+    """What the model says to one question; see `talk`."""
+    return talk(model, config, video, [question], features, without, max_new_tokens)
 
-    Side-channels come from `features`, which are feature files or media, or from the video, or are left out.
-    Raises UserError for an unreadable video, a missing sound track, an unknown side.
+
+def talk(
+    model: Pave,
+    config: Config,
+    video: Path,
+    questions: Sequence[str],
+    features: Mapping[str, Path],
+    without: frozenset[str] = frozenset(),
+    max_new_tokens: int = 128,
+    beside: bool = False,
+) -> str:
+    """A line for what the model says to each question, which follows on those before; `beside`: and the base by itself.
+
+    Logs what the answers are based on. Side-channels come from `features`, which are feature files or media, or from
+    the video, or are left out. Raises UserError for an unreadable video, a missing sound track, an unknown side.
     """
     session = Session(model, config)
     scene = session.see(video, features, without)
@@ -35,4 +49,13 @@ def answer(
         if side.absent and name not in without:
             raise UserError(f"{side.absent}; or leave it out with --without {name}")
     log.info("%s\n", facts.text(scene.facts))
-    return session.ask(scene, Ask(question, max_new_tokens=max_new_tokens)).text
+    # None: with the patches, as they are configured.
+    kinds: dict[str, tuple[str, ...] | None] = {"patched: ": None, "base: ": ()} if beside else {"": None}
+    turns: dict[str, list[tuple[str, str]]] = {kind: [] for kind in kinds}
+    lines = []
+    for question in questions:
+        for kind, patches in kinds.items():
+            ask = Ask(question, tuple(turns[kind]), patches, max_new_tokens)
+            turns[kind].append((question, session.ask(scene, ask).text))
+            lines.append(kind + turns[kind][-1][1])
+    return "\n".join(lines)

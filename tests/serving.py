@@ -4,6 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +19,8 @@ HOME = "http://127.0.0.1"
 QUESTION = "Which sound is heard? Answer with one word."
 WAITING = 8
 TOKENS = 8
+SIDES = {"camera": ("exo", ["frames=4"]), "more": ("dense", ["fps=1"]), "room": ("scene3d", ["tower=base", "views=2"])}
+"""Side-channels beside audio, each with its plugin and options; all see through the base's own tower."""
 
 
 class Served(NamedTuple):
@@ -45,8 +55,60 @@ class Served(NamedTuple):
         return list((self.folder / "requests").rglob("*"))
 
 
+LONG = 600
+"""Seconds; where many tests share a machine, a start takes minutes."""
+
+
+class Process(NamedTuple):
+    """A server that runs by itself."""
+
+    address: str
+    pid: int
+    temporary: Path
+    """All its files, and those of its processes."""
+
+
+@contextmanager
+def process_of(folder: Path, *argv: str) -> Iterator[Process]:
+    """`pave serve` on a free port, with an empty folder of ours; interrupted it must end well and leave nothing."""
+    temporary, log = folder / "temporary", folder / "stderr.txt"
+    temporary.mkdir()
+    environment = {name: value for name, value in os.environ.items() if name != "GRADIO_TEMP_DIR"}
+    # torch keeps a folder of its own there, which stays.
+    environment |= {"TMPDIR": str(temporary), "TORCHINDUCTOR_CACHE_DIR": str(folder / "torch")}
+    command = [sys.executable, "-m", "pave.cli", "serve", *argv, "--port", "0", "--device", "cpu"]
+    with log.open("w") as errors:
+        started = subprocess.Popen(command, stderr=errors, env=environment)
+    try:
+        yield Process(_address(started, log), started.pid, temporary)
+    finally:
+        started.send_signal(signal.SIGTERM)
+        started.wait(LONG)
+    assert started.returncode == 0, log.read_text()
+    assert not list(temporary.iterdir())
+
+
+def _address(started: subprocess.Popen, log: Path) -> str:
+    """Where it listens, once it says so."""
+    end = time.monotonic() + LONG
+    while started.poll() is None and time.monotonic() < end:
+        for line in log.read_text().splitlines():
+            if line.startswith("http://127.0.0.1:"):
+                return line
+        time.sleep(0.1)
+    raise AssertionError(log.read_text())
+
+
 def data_url(file: Path, kind: str = "video/mp4") -> str:
     return f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
+
+
+def zipped(folder: Path, archive: Path) -> Path:
+    """A folder as people zip it: itself, with what is in it."""
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
+        for file in sorted(folder.rglob("*")):
+            packed.write(file, file.relative_to(folder.parent))
+    return archive
 
 
 def events(response: Any) -> list[Any]:

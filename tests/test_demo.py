@@ -13,7 +13,7 @@ from conftest import World
 from tiny import SIDE_DIM
 from trained import save_trained, side_config
 
-from pave import checkpoint, cli, demo
+from pave import checkpoint, cli, demo, live
 from pave.encoders import imagebind_audio
 from pave.nn.patch import Patch
 from pave.serve import facts, session
@@ -55,7 +55,7 @@ def test_a_frame_sees_exactly_the_steps_that_change_it(neighborhood: str, reach:
 
 def test_the_time_line() -> None:
     side = SideFacts("a.mp4", steps=3, tokens=1, seconds=[1.0, 3.0, 5.0], windows=[(0, 1), (0, 2), (3, 3)])
-    shown = facts.picture(Facts("a.mp4", None, 3, [0.0, 1.0, 5.9], {"audio": side})).splitlines()
+    shown = facts.text(Facts("a.mp4", None, 3, [0.0, 1.0, 5.9], {"audio": side})).splitlines()[3:]
     assert shown[0].endswith("0 s to 5.90 s")
     bars = [line.split("|")[1] for line in shown[1:]]
     assert {len(bar) for bar in bars} == {facts.WIDTH}
@@ -68,7 +68,7 @@ def test_the_time_line() -> None:
 
 def test_without_a_clock_steps_are_spread_evenly() -> None:
     side = SideFacts("a.pt", steps=2, tokens=1, windows=[(0, 1), (1, 2)])
-    shown = facts.picture(Facts("a.mp4", None, 2, [0.0, 8.0], {"audio": side})).splitlines()
+    shown = facts.text(Facts("a.mp4", None, 2, [0.0, 8.0], {"audio": side})).splitlines()[3:]
     assert "no clock" in shown[0]
     assert [line.split("|")[1].index("=") for line in shown[1:]] == [12, 36]
 
@@ -87,6 +87,32 @@ def test_the_terminal_shows_facts_and_the_answer_alone_is_the_output(
     assert "audio: from test_00000.mp4, 7 steps of 1 token; a frame sees 1 to 2" in caplog.text
     assert "| steps 1-2" in caplog.text
     assert "steps" not in out
+
+
+def test_a_conversation_with_a_second_patch_and_the_base_beside(
+    world: World, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "pave")
+    exo = {"side": "exo", "dim": 24, "encoder": str(world.base), "encoder_options": ["frames=4"]}
+    second = save_trained(side_config(world, {"exo": exo}), tmp_path / "second", 1)
+    video, other = (world.data / f"videos/test_0000{number}.mp4" for number in (0, 1))
+    first = ["demo", "--ckpt", str(folder), "--video", str(video), "--ask", "Which sound?", "--max-new-tokens", "5"]
+    added = ["--patch", f"camera={second}", "--features", f"camera={other}"]
+    assert cli.main([*first, *added, "--ask", "And now?", "--beside"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    model, config = checkpoint.load(folder)
+    one = session.Session(model, live.add(model, config, "camera", second))
+    seen = one.see(video, {"camera": other})
+    wanted = []
+    for kind, patches in (("patched", None), ("base", ())):
+        history: list[tuple[str, str]] = []
+        for question in ("Which sound?", "And now?"):
+            history.append((question, one.ask(seen, session.Ask(question, tuple(history), patches, 5)).text))
+        wanted.append([f"{kind}: {text}" for _, text in history])
+    assert lines == [line for turn in zip(*wanted) for line in turn]
+    assert wanted[0][0].split()[1:] != wanted[1][0].split()[1:]
+    assert "camera: from test_00001.mp4, 4 steps of 1 token; a frame sees 1" in caplog.text
+    assert caplog.text.count("o frame, = the steps that it sees") == 2
 
 
 def test_a_side_channel_from_another_file(world: World, folder: Path, tmp_path: Path) -> None:
@@ -108,7 +134,7 @@ def test_silence_is_noted(folder: Path, tmp_path: Path) -> None:
     quiet = write_clip(tmp_path / "quiet.mp4", 75, sound=0 * tone(3))
     model, config = checkpoint.load(folder)
     seen = session.Session(model, config).see(quiet, {})
-    assert "from quiet.mp4 (silent)" in facts.summary(seen.facts)
+    assert "from quiet.mp4 (silent)" in facts.text(seen.facts)
 
 
 def test_texts_that_mean_something_to_the_model_are_refused(world: World, folder: Path) -> None:

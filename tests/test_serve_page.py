@@ -1,14 +1,9 @@
-"""The page: what its buttons do, what it opens and what it deletes; and the whole server as a process of its own."""
+"""The page: what its buttons do, what it opens and what it deletes."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
-import shutil
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,16 +11,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from clips import cut, tone, write_clip
+from clips import cut
 from serving import QUESTION, Served
 
 from pave import evaluate
 from pave.serve import facts
 from pave.serve.desk import Desk, Put, Stopped
-from pave.serve.reading import Limits, Refused
+from pave.serve.limits import Limits, Refused
 from pave.serve.session import Session
-
-PAGE = Path(__file__).parent.parent / "doc/serve.md"
 
 pytest_plugins = ["serving_fixtures"]
 
@@ -53,8 +46,10 @@ def test_ask_follow_up_and_switch(served: Served, page: Any) -> None:
     follow = served.ask(question="And now?", history=[[QUESTION, plain["answer"]["text"]]], max_new_tokens=6).json()
     assert chat[-1]["content"] == follow["answer"]["text"]
     assert len(base) == 2
-    *_, (_, off, _, _, _) = page.ask(Talk(), QUESTION, False, [], str(served.video), None)
+    *_, (_, off, _, used, _) = page.ask(Talk(), QUESTION, False, [], str(served.video), None)
     assert off[-1]["content"] == plain["base"]["text"]
+    assert "audio: switched off; from test_00000.mp4" in used
+    assert "o frame" not in used
 
 
 def test_a_new_video_is_read_at_once(served: Served, page: Any, tmp_path: Path) -> None:
@@ -160,42 +155,3 @@ def test_a_desk_refuses_and_forgets_who_left(tmp_path: Path) -> None:
     desk.close()
     assert not slot.folder.exists()
     desk.slot().close()
-
-
-@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
-def test_as_a_process_it_answers_as_documented_and_leaves_nothing(served: Served, tmp_path: Path) -> None:
-    argv = ["-m", "pave.cli", "serve", "--ckpt", str(served.ckpt), "--port", "0", "--device", "cpu"]
-    files, temporary = tmp_path / "files", tmp_path / "temporary"
-    files.mkdir()
-    temporary.mkdir()
-    shutil.copy(served.video, files / "clip.mp4")
-    write_clip(files / "other.wav", 0, None, tone(5), audio_codec="pcm_s16le")
-    lines = [line for line in PAGE.read_text().splitlines() if "curl " in line and "http://" in line]
-    environment = {**os.environ, "TMPDIR": str(temporary)}
-    process = subprocess.Popen([sys.executable, *argv], stderr=subprocess.PIPE, text=True, env=environment)
-    assert process.stderr is not None
-    try:
-        address = next(line.strip() for line in process.stderr if line.startswith("http://127.0.0.1:"))
-        said = []
-        for line in lines:
-            command = line.replace("http://127.0.0.1:7860", address).replace("curl ", "curl -s ")
-            done = subprocess.run(
-                ["bash", "-c", command], capture_output=True, text=True, cwd=files, timeout=60, check=True
-            )
-            said.append(done.stdout)
-        assert any(temporary.iterdir())
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
-    assert process.returncode == 0
-    assert not list(temporary.iterdir())
-    assert len(said) == 8
-    assert not any('"error"' in text for text in said)
-    assert json.loads(said[0])["answer"]["text"] != json.loads(said[0])["base"]["text"]
-    assert json.loads(said[1])["facts"]["sides"]["audio"]["steps"] == 4
-    assert json.loads(said[2])["answer"]["patches"] == {}
-    assert said[3].endswith('data: {"done": ["answer"]}\n\n')
-    assert json.loads(said[4])["answer"]["text"]
-    assert [model["id"] for model in json.loads(said[5])["data"]] == ["pave", "pave-base"]
-    assert said[6].endswith("data: [DONE]\n\n")
-    assert json.loads(said[7])["facts"]["sides"]["audio"]["steps"] == 4

@@ -5,16 +5,21 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import av
 import pytest
+import torch
 from clips import BUNNY, cut, tone, write_clip
 from conftest import World
 from serving import Served, data_url, error
+from tiny import SIDE_DIM
 
-from pave.serve.reading import Limits, Refused, Wanted, check, guarded
+from pave.io import store
+from pave.serve.limits import Limits, Refused
+from pave.serve.reading import Wanted, check, checked, guarded
 
 pytest_plugins = ["serving_fixtures"]
 
@@ -125,11 +130,33 @@ def test_a_file_that_crashes_or_hangs_its_decoder_harms_nobody(world: World, tmp
     video = world.data / "videos/test_00000.mp4"
     with guarded(Limits()) as read:
         with pytest.raises(Refused, match="decoding it failed"):
-            read(video, 4, {"audio": Wanted(crash, video, own=True)})
+            read(video, 4, {"audio": Wanted(video, crash, crash, own=True)})
         assert len(read(video, 4, {}).clip.frames) == 4
     os.mkfifo(tmp_path / "endless")
     with guarded(Limits(reading=1)) as read, pytest.raises(Refused, match="took over 1 s"):
         read(tmp_path / "endless", 4, {})
+
+
+def test_a_decoder_makes_no_file_that_a_kill_would_leave(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tensors through multiprocessing would come by a socket in a folder of the decoder's."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    features = world.data / "features/audio/test_00000.safetensors"
+    with guarded(Limits()) as read:
+        wanted = Wanted(features, partial(store.read, extractors=["imagebind_audio"]), None)
+        media = read(world.data / "videos/test_00000.mp4", 4, {"audio": wanted})
+        assert media.sides["audio"].x.shape == (5, 1, SIDE_DIM)
+        assert not list(tmp_path.iterdir())
+
+
+def test_published_features_are_not_taken(tmp_path: Path) -> None:
+    torch.save({}, tmp_path / "features.pt", _use_new_zipfile_serialization=False)
+    with (
+        pytest.raises(Refused, match=r"features are taken as \.safetensors"),
+        checked(tmp_path / "features.pt", Limits()),
+    ):
+        pass
 
 
 def test_what_is_too_large(served: Served) -> None:

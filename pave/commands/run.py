@@ -12,7 +12,7 @@ from pave.commands import add_checkpoint, add_config, command, pair
 
 def add(commands: Any) -> None:
     """Their parsers."""
-    for parser in (_train, _eval, _score, _compare, _demo, _serve):
+    for parser in (_train, _eval, _score, _judge, _compare, _demo, _serve):
         parser(commands)
 
 
@@ -82,6 +82,38 @@ def _score(commands: Any) -> None:
     _add_coverage(parser)
 
 
+def _judge(commands: Any) -> None:
+    def run(a: argparse.Namespace) -> tuple[str, int]:
+        from pave import judge
+
+        price = tuple(a.price) if a.price else None
+        asked = (a.judge, a.model, a.key_env, a.body, a.words, a.parallel, a.tries, a.timeout, a.retries)
+        options = judge.Options(*asked, price, a.max_cost, a.device, a.limit, a.allow_missing)
+        return judge.main(a.predictions, a.task, a.split, a.data, options)
+
+    parser = command(commands, "judge", "let a language model judge free answers, and score them", run)
+    parser.add_argument("predictions", type=Path, help="a predictions file, or a folder of `pave eval`")
+    parser.add_argument("--task", required=True, help="one with free answers, see doc/datasets/open_qa.md")
+    parser.add_argument("--data", type=Path, required=True, metavar="ROOT")
+    parser.add_argument("--split", default="test")
+    text = "a URL that speaks OpenAI's protocol, as https://host/v1; a model's folder; recorded judgements"
+    parser.add_argument("--judge", required=True, metavar="URL|DIR|FILE", help=text)
+    parser.add_argument("--model", metavar="NAME", help="of the model behind a URL")
+    parser.add_argument("--key-env", default="OPENAI_API_KEY", metavar="NAME", help="the variable that holds the key")
+    text = 'on top of {"temperature": 0, "max_tokens": 64}; null takes one away'
+    parser.add_argument("--body", default="{}", metavar="JSON", help=text)
+    parser.add_argument("--words", type=Path, metavar="DIR", help="published scripts to take the judge's prompt from")
+    parser.add_argument("--parallel", type=int, default=8, metavar="N", help="requests at once")
+    parser.add_argument("--tries", type=int, default=1, metavar="N", help="replies to ask for until one can be read")
+    parser.add_argument("--timeout", type=float, default=60, metavar="S", help="seconds without a byte")
+    parser.add_argument("--retries", type=int, default=6, metavar="N", help="of a request that fails")
+    text = "what a million tokens cost, to count the cost"
+    parser.add_argument("--price", type=float, nargs=2, metavar=("IN", "OUT"), help=text)
+    parser.add_argument("--max-cost", type=float, metavar="X", help="send nothing more once so much is spent")
+    parser.add_argument("--device", default="cpu", help="of a local model")
+    _add_coverage(parser)
+
+
 def _add_coverage(parser: argparse.ArgumentParser) -> None:
     """Which questions count."""
     parser.add_argument("--limit", type=int, metavar="N", help="the first N questions only")
@@ -113,17 +145,20 @@ def _compare(commands: Any) -> None:
 
 def _demo(commands: Any) -> None:
     def run(a: argparse.Namespace) -> str:
-        from pave import demo, evaluate
+        from pave import demo
+        from pave.serve.session import load
 
-        model, config = evaluate.load_model(a.ckpt, a.base, a.overrides, False, a.device)
+        model, config = load(a.ckpt, a.base, a.overrides, a.device, [pair(text) for text in a.patch])
         features = {name: Path(file) for name, file in (pair(text) for text in a.features)}
-        return demo.answer(model, config, a.video, a.ask, features, frozenset(a.without), a.max_new_tokens)
+        return demo.talk(model, config, a.video, a.ask, features, frozenset(a.without), a.max_new_tokens, a.beside)
 
-    parser = command(commands, "demo", "ask one question about one video", run)
+    parser = command(commands, "demo", "ask about one video", run)
     add_checkpoint(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. sides.audio.encoder=FILE")
     parser.add_argument("--video", type=Path, required=True, metavar="FILE")
-    parser.add_argument("--ask", required=True, metavar="QUESTION")
+    parser.add_argument("--ask", action="append", required=True, metavar="QUESTION", help="again: follows up")
+    parser.add_argument("--beside", action="store_true", help="also what the base answers, without patches and LoRA")
+    parser.add_argument("--patch", action="append", default=[], metavar="NAME=DIR", help="a further trained folder")
     parser.add_argument(
         "--features", action="append", default=[], metavar="SIDE=FILE", help="features, or media to take it from"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, TimeoutError
@@ -31,13 +32,18 @@ def read_all(
         ahead: deque[tuple[Item, Future]] = deque()
         try:
             for item in items:
-                ahead.append((item, pool.schedule(read, args=[item], timeout=seconds)))
+                ahead.append((item, pool.schedule(_packed, args=[read, item], timeout=seconds)))
                 if len(ahead) > 2 * workers:
                     yield _result(*ahead.popleft(), seconds)
             while ahead:
                 yield _result(*ahead.popleft(), seconds)
         finally:
             pool.stop()
+
+
+def _packed(read: Callable[[Item], T], item: Item) -> bytes:
+    """Bytes, for tensors would come through torch's sockets, whose folders stay behind when a worker is killed."""
+    return pickle.dumps(read(item))
 
 
 def _attempt(read: Callable[[Item], T], item: Item) -> T | UserError:
@@ -51,7 +57,7 @@ def _result(item: Item, future: Future, seconds: float) -> tuple[Item, Any]:
     from pebble import ProcessExpired
 
     try:
-        return item, future.result()
+        return item, pickle.loads(future.result())
     except UserError as error:
         return item, error
     except TimeoutError:

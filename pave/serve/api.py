@@ -15,9 +15,9 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from pave.serve import chat, plain
 from pave.serve.desk import Desk, Job, Put, Stopped
-from pave.serve.reading import Limits, Refused
+from pave.serve.limits import MEGA, Limits, Refused
 from pave.serve.session import Ask, Scene, Session
-from pave.serve.uploads import MEGA, WRAPPING, BodyLimit, Upload, describe, failure, receive
+from pave.serve.uploads import WRAPPING, BodyLimit, Upload, describe, failure, receive
 
 Event = tuple[str, Any]
 """`facts` Facts; then for `answer` and `base`: pieces of text, and a Reply at the end."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from pave.serve import facts
 from pave.serve.fields import check_empty, checked, new_tokens, patches, take
-from pave.serve.reading import Limits, Refused
+from pave.serve.limits import Limits, Refused
 from pave.serve.session import Ask, Reply
 
 MODEL, BASE = "pave", "pave-base"

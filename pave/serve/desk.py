@@ -15,7 +15,7 @@ from queue import SimpleQueue
 from threading import BoundedSemaphore, Event, Lock
 from typing import Any
 
-from pave.serve.reading import Refused
+from pave.serve.limits import Refused
 from pave.types import UserError
 
 log = logging.getLogger(__name__)

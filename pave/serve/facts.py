@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -79,17 +80,19 @@ def as_json(facts: Facts) -> dict[str, Any]:
     return asdict(facts)
 
 
-def text(facts: Facts) -> str:
-    """All of it, for people."""
-    return f"{summary(facts)}\n\n{picture(facts)}".strip()
-
-
-def summary(facts: Facts) -> str:
-    """A line for the video, and one for each side-channel."""
+def text(facts: Facts, patches: Collection[str] | None = None) -> str:
+    """All of it, for people; with the patches that are on, None: all."""
+    on = facts.sides.keys() if patches is None else patches
     lines = [f"video: {facts.video}, {_video(facts.info)}{_frames(facts)} looked at"]
-    for name, side in facts.sides.items():
-        lines.append(f"{name}: {f'not used: {side.absent}' if side.absent else _side(side)}")
-    return "\n".join(lines)
+    lines += [f"{name}: {_state(side, name in on)}" for name, side in facts.sides.items()]
+    shown = [_time_line(facts, name, side) for name, side in facts.sides.items() if not side.absent and name in on]
+    return "\n\n".join(["\n".join(lines), *shown])
+
+
+def _state(side: SideFacts, on: bool) -> str:
+    if side.absent:
+        return f"not used: {side.absent}"
+    return _side(side) if on else f"switched off; {_side(side)}"
 
 
 def _frames(facts: Facts) -> str:
@@ -112,12 +115,8 @@ def _side(side: SideFacts) -> str:
     return f"from {side.source}{note}, {side.steps} steps of {tokens}; a frame sees {seen}"
 
 
-def picture(facts: Facts) -> str:
-    """A line for each frame: where it is in time, and which steps of each side-channel it sees."""
-    return "\n\n".join(_time_line(facts, name, side) for name, side in facts.sides.items() if not side.absent)
-
-
 def _time_line(facts: Facts, name: str, side: SideFacts) -> str:
+    """A line for each frame: where it is in time, and which steps of a side-channel it sees."""
     ends = [facts.info.seconds if facts.info else 0.0, *facts.frames, *(side.seconds or ())]
     end = max(ends) or 1.0
     # Without a clock, steps are drawn evenly over the video, which is how the patch takes them.

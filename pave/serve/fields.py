@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import Any
 
 from pave.plug import nearest
-from pave.serve.reading import Limits, Refused
+from pave.serve.limits import Limits, Refused
 from pave.serve.session import Ask
 
 KINDS = {str: "text", int: "a whole number", bool: "true or false", list: "a list"}

@@ -15,7 +15,7 @@ from pave.serve import facts
 from pave.serve.api import converse
 from pave.serve.desk import Desk, Put, Stopped
 from pave.serve.fields import checked
-from pave.serve.reading import Limits, Refused
+from pave.serve.limits import Limits, Refused
 from pave.serve.session import Ask, Scene, Session
 
 Turns = list[tuple[str, str]]
@@ -85,7 +85,7 @@ class Page:
         given = dict(zip(self.sides, files))
         for name, value in self._do(partial(self._converse, video, given, asks)):
             if isinstance(value, facts.Facts):
-                text = facts.text(value)
+                text = facts.text(value, patches)
             else:
                 said[name] = said[name] + value if isinstance(value, str) else value.text
             now = [
@@ -142,12 +142,17 @@ def build(page: Page, examples: Sequence[tuple[str, str]], folders: Sequence[Pat
             with gr.Column(scale=2):
                 video = uploads_only(gr.Video(label="Video", sources=["upload"], height=240), folders)
                 with gr.Accordion("Side-channels from other files", open=False):
-                    label = "{}: a media file, or features (.safetensors); else it is taken from the video"
-                    files = [uploads_only(gr.File(label=label.format(name), height=90), folders) for name in page.sides]
+                    other = {True: "taken from the video", False: "left out"}
+                    labels = [
+                        f"{name}: media, features (.safetensors), or a zipped folder; "
+                        f"else it is {other[page.session.in_video(name)]}"
+                        for name in page.sides
+                    ]
+                    files = [uploads_only(gr.File(label=label, height=120), folders) for label in labels]
                 patches = gr.CheckboxGroup(page.sides, value=page.sides, label="Patches that are on")
                 beside = gr.Checkbox(True, label="Answer of the base model beside it")
             with gr.Column(scale=3):
-                look: dict[str, Any] = {"height": 240, "render_markdown": False, "buttons": ["copy"]}
+                look: dict[str, Any] = {"height": 290, "render_markdown": False, "buttons": ["copy"]}
                 with gr.Row():
                     chat = gr.Chatbot(label="With the patches", **look)
                     base = gr.Chatbot(label="Base model alone", **look)

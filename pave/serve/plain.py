@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from pave.serve import facts
 from pave.serve.facts import Facts
 from pave.serve.fields import check_empty, checked, new_tokens, patches, take
-from pave.serve.reading import Limits, Refused
+from pave.serve.limits import Limits, Refused
 from pave.serve.session import Ask, Reply
 
 FIELDS = ("question", "history", "patches", "base", "stream", "max_new_tokens", "video", "sides")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import pickle
 import resource
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import TimeoutError
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,9 @@ import av
 
 from pave.io.video import Info, info, read_clip
 from pave.io.workers import one_thread_each
-from pave.types import Clip, UserError
+from pave.serve import folders
+from pave.serve.limits import Limits, Refused
+from pave.types import Clip, SideTokens, UserError
 
 FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "mpegts", "wav", "mp3", "flac", "ogg", "aac")
 """Containers that hold what they play; others, such as lists of files, can name files of this machine."""
@@ -23,67 +26,42 @@ MEMORY = 8 << 30
 """Bytes that a decoding process may take."""
 
 
-class Refused(UserError):
-    """A request that is not served, with its HTTP status."""
-
-    def __init__(self, status: int, text: str, retry_after: int | None = None) -> None:
-        super().__init__(status, text, retry_after)
-        self.status, self.text, self.retry_after = status, text, retry_after
-
-    def __str__(self) -> str:
-        return self.text
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How much one request may ask for."""
-
-    megabytes: int = 100
-    """Of all its files together."""
-    seconds: float = 600
-    """How long a video or sound track may be."""
-    pixels: int = 3840 * 2160
-    """Of a frame."""
-    new_tokens: int = 512
-    """Of an answer."""
-    characters: int = 20_000
-    """Of question and history."""
-    upload: float = 120
-    """Seconds in which it must have arrived."""
-    reading: float = 120
-    """Seconds that its files may take to decode."""
-
-
 class Wanted(NamedTuple):
-    """One side-channel that is made now."""
+    """One side-channel that is read now."""
 
-    read: Callable[[Path], Any]
-    """Its plugin's reader."""
     path: Path
-    own: bool
+    load: Callable[[Path], SideTokens]
+    """From ready features."""
+    read: Callable[[Path], Any] | None
+    """Its plugin's reader of media; None: there is no encoder for what it reads."""
+    own: bool = False
     """Taken from the video, which may have none; a file that was given must be one."""
 
 
 class Media(NamedTuple):
-    """What was decoded."""
+    """What was read."""
 
     clip: Clip
     info: Info | None
     sides: dict[str, Any]
-    """What each reader made, or a UserError where the video has no such channel."""
+    """SideTokens, or what each reader made, or a UserError where the video has no such channel."""
 
 
 Read = Callable[[Path, int, Mapping[str, Wanted]], Media]
 
 
 def read(video: Path, frames: int, wanted: Mapping[str, Wanted]) -> Media:
-    """Key frames and what the readers make. UserError: an unreadable video, or side-channel file."""
+    """Key frames and side-channels. UserError: an unreadable video, or side-channel file."""
     clip = read_clip(video, frames)
     found = None if video.is_dir() else info(video)
-    return Media(clip, found, {name: _side(side) for name, side in wanted.items()})
+    return Media(clip, found, {name: _side(name, side) for name, side in wanted.items()})
 
 
-def _side(side: Wanted) -> Any:
+def _side(name: str, side: Wanted) -> Any:
+    if not side.own and is_features(side.path):
+        return side.load(side.path)
+    if side.read is None:
+        raise UserError(f"{side.path}: no encoder makes {name} features of it; give features, or sides.{name}.encoder")
     try:
         return side.read(side.path)
     except UserError as error:
@@ -92,11 +70,40 @@ def _side(side: Wanted) -> Any:
         raise
 
 
-def read_guarded(video: Path, frames: int, wanted: Mapping[str, Wanted], limits: Limits) -> Media:
-    """The same for files of strangers. Refused: another kind of file, too long, too large."""
-    for path in dict.fromkeys([video, *(side.path for side in wanted.values())]):
-        check(path, limits)
-    return read(video, frames, wanted)
+def is_features(file: Path) -> bool:
+    """Whether a file or folder holds ready features: published (.pt), or ours, by how safetensors begin."""
+    if file.is_dir():
+        return any(file.glob("*.safetensors")) or any(file.glob("*.pt"))
+    if not file.is_file():
+        raise UserError(f"{file}: no such file")
+    with file.open("rb") as handle:
+        return file.suffix == ".pt" or handle.read(9)[8:] == b"{"
+
+
+def read_guarded(video: Path, frames: int, wanted: Mapping[str, Wanted], limits: Limits) -> bytes:
+    """The same for files of strangers, pickled. Refused: another kind of file, too long, too large."""
+    check(video, limits)
+    with ExitStack() as stack:
+        sides = {
+            name: side if side.own else side._replace(path=stack.enter_context(checked(side.path, limits)))
+            for name, side in wanted.items()
+        }
+        # As bytes: torch would send tensors through a socket in a folder, which stays when this process is killed.
+        return pickle.dumps(read(video, frames, sides))
+
+
+@contextmanager
+def checked(path: Path, limits: Limits) -> Iterator[Path]:
+    """Yields the file of a side-channel, or the folder that it is a zip of. Refused: neither media nor features."""
+    if folders.is_zip(path):
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            yield folders.unpack(path, Path(folder, path.stem), limits)
+    else:
+        if path.suffix == ".pt":
+            raise Refused(415, f"{path}: features are taken as .safetensors; `pave demo --features` takes .pt")
+        if not is_features(path):
+            check(path, limits)
+        yield path
 
 
 def check(path: Path, limits: Limits) -> None:
@@ -135,7 +142,7 @@ def guarded(limits: Limits) -> Iterator[Read]:
         def read_there(video: Path, frames: int, wanted: Mapping[str, Wanted]) -> Media:
             future = pool.schedule(read_guarded, args=[video, frames, wanted, limits], timeout=limits.reading)
             try:
-                return future.result()
+                return pickle.loads(future.result())
             except TimeoutError as error:
                 raise Refused(422, f"{video}: decoding took over {limits.reading:g} s; convert or cut it") from error
             except (ProcessExpired, MemoryError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import shutil
@@ -14,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pave import evaluate, live
 from pave.config import Config
 from pave.model import Pave
+from pave.serve.session import Session, load
 from pave.types import UserError
 
 log = logging.getLogger(__name__)
@@ -48,16 +49,14 @@ class Options:
 
 def main(ckpt: Path, base: str | None, overrides: Sequence[str], device: str | None, options: Options) -> None:
     """Serve a trained folder until interrupted. UserError: no gradio, a patch that does not fit, no encoder weights."""
-    try:
-        import gradio  # noqa: F401
-        import uvicorn
-    except ImportError as error:
-        raise UserError("pave serve needs gradio; install pave with its extra: pip install -e '.[demo]'") from error
+    # Not imported before `uploads_in`: it keeps where to put files, and makes a folder there.
+    if importlib.util.find_spec("gradio") is None:
+        raise UserError("pave serve needs gradio; install pave with its extra: pip install -e '.[demo]'")
+    import uvicorn
+
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     with socket.create_server((options.host, options.port), family=family) as listening:
-        model, config = evaluate.load_model(ckpt, base, overrides, device=device)
-        for name, folder in options.patches:
-            config = live.add(model, config, name, Path(folder))
+        model, config = load(ckpt, base, overrides, device, options.patches)
         # As an interrupt, so that everything is cleaned up.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         with suppress(KeyboardInterrupt), application(model, config, options) as app:
@@ -72,8 +71,8 @@ def application(model: Pave, config: Config, options: Options) -> Iterator[Any]:
     """Yields the ASGI application; its files and processes are gone afterwards. UserError: no patch, no encoder."""
     from pave.serve import api
     from pave.serve.desk import Desk
-    from pave.serve.reading import Limits, guarded
-    from pave.serve.session import Session
+    from pave.serve.limits import Limits
+    from pave.serve.reading import guarded
 
     if not config.sides:
         raise UserError("this model has no patch; train one, or add one with --patch NAME=DIR")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ import torch
 from transformers import StoppingCriteriaList, TextStreamer
 
 from pave import config as configs
-from pave import lora, plug
+from pave import evaluate, live, lora, plug, video_tokens
 from pave.answer import to_device
 from pave.config import Config
 from pave.data import Sample, collate, expand, make_sample, side_tokens
@@ -20,11 +21,21 @@ from pave.model import Pave
 from pave.nn.patch import Patch
 from pave.serve import facts, reading
 from pave.serve.facts import Facts, SideFacts
-from pave.serve.reading import Read, Wanted
-from pave.types import VIDEO, SideTokens, UserError
+from pave.serve.reading import Read, Wanted, is_features
+from pave.types import SideTokens, UserError
 
 VIDEO_MARK = "<video>"
 """Stands for the frames in a prompt."""
+
+
+def load(
+    ckpt: Path, base: str | None, overrides: Sequence[str], device: str | None, patches: Sequence[tuple[str, str]]
+) -> tuple[Pave, Config]:
+    """A trained folder, and the patches of further (name, folder) on it. UserError: one that does not fit."""
+    model, config = evaluate.load_model(ckpt, base, overrides, device=device)
+    for name, folder in patches:
+        config = live.add(model, config, name, Path(folder))
+    return model, config
 
 
 class Scene(NamedTuple):
@@ -83,7 +94,7 @@ class Session:
             if name not in self.config.sides:
                 known = plug.nearest(name, self.config.sides)
                 raise UserError(f"this model has no side-channel '{name}'; {known}")
-        plans: dict[str, SideTokens | Wanted | str] = {
+        plans: dict[str, Wanted | str] = {
             name: "left out" if name in without else self._plan(name, video, files.get(name))
             for name in self.config.sides
         }
@@ -108,23 +119,29 @@ class Session:
         frames = sample.frame_seconds.tolist()
         return Scene(sample, Facts(video.name, media.info, len(media.clip.frames), frames, said))
 
-    def _plan(self, name: str, video: Path, file: Path | None) -> SideTokens | Wanted | str:
-        """Tokens that are ready, how to make them, or why there are none. UserError: a file that cannot be used."""
+    def _plan(self, name: str, video: Path, file: Path | None) -> Wanted | str:
+        """How to read it, or why there is none."""
         side, plugin = self.config.sides[name], self._plugin(name)
-        if file is not None and is_features(file):
-            return side_tokens(plugin.load, file, side.dim)
-        if side.encoder and (file or not hasattr(plugin, "find")):
-            return Wanted(plugin.reader(self._encoder(name), self._options(name)), file or video, own=file is None)
-        if file is not None:
-            raise UserError(f"{file}: no encoder makes {name} features of it; give features, or sides.{name}.encoder")
-        if side.encoder:
+        # An encoder is loaded only where it is needed.
+        encodes = side.encoder and (file is None or not is_features(file))
+        reader = plugin.reader(self._encoder(name), self._options(name)) if encodes else None
+        wanted = Wanted(file or video, partial(side_tokens, plugin.load, dim=side.dim), reader, own=file is None)
+        if file is not None or (reader and self.in_video(name)):
+            return wanted
+        if reader:
             return f"{video.name}: a video does not hold it; give a file of its own"
         return f"{video.name}: no encoder makes features of it; give features, or sides.{name}.encoder"
 
+    def in_video(self, name: str) -> bool:
+        """Whether a side-channel can be in the video itself."""
+        return not hasattr(self._plugin(name), "find")
+
     def _encode(self, name: str, made: Any, video: Path) -> tuple[SideTokens | str, str]:
-        """Tokens of what a reader made, or why there are none; and what is unusual about it."""
+        """Tokens of what was read, or why there are none; and what is unusual about it."""
         if isinstance(made, UserError):
             return str(made).replace(f"{video.parent}/", ""), ""
+        if isinstance(made, SideTokens):
+            return made, ""
         plugin, side = self._plugin(name), self.config.sides[name]
         tokens = plugin.encode(made, self._encoder(name), self._options(name))
         if tokens.x.shape[-1] != side.dim:
@@ -185,11 +202,11 @@ class Session:
                         f"the text holds '{mark}', which means something to the model; write it differently"
                     )
         encoded = base.chat(ask.question, ask.history, None, self.config.data.mask)
-        visual = sample.ids.count(VIDEO)
+        visual = video_tokens.ids(base, sample.pixels, sample.frame_seconds)
         limit = min(self.config.data.max_length, base.hf.config.get_text_config().max_position_embeddings)
         ids, labels = expand(encoded.ids, encoded.labels, visual, limit)
         if len(ids) == limit:
-            raise UserError(f"the conversation and {visual} visual tokens exceed {limit} tokens; begin a new one")
+            raise UserError(f"the conversation and {len(visual)} visual tokens exceed {limit} tokens; begin a new one")
         return sample._replace(ids=ids, labels=labels, guide=encoded.guide)
 
 
@@ -204,13 +221,3 @@ class _Speaker(TextStreamer):
         """Called by transformers."""
         if text:
             self.say(text)
-
-
-def is_features(file: Path) -> bool:
-    """Whether a file or folder holds ready features: published (.pt), or ours, by how safetensors begin."""
-    if file.is_dir():
-        return any(file.glob("*.safetensors")) or any(file.glob("*.pt"))
-    if not file.is_file():
-        raise UserError(f"{file}: no such file")
-    with file.open("rb") as handle:
-        return file.suffix == ".pt" or handle.read(9)[8:] == b"{"

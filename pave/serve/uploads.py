@@ -18,11 +18,10 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pave.plug import nearest
-from pave.serve.reading import Limits, Refused
+from pave.serve.limits import MEGA, Limits, Refused
 
 VIDEO = "video"
 """Name of the field with the video; those of side-channels are named as they are."""
-MEGA = 1 << 20
 WRAPPING = 1.4
 """A request's bytes may be this many times those of its files, which base64 needs, and MEGA more."""
 
