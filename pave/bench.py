@@ -10,11 +10,12 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -133,8 +134,8 @@ def table(rows: list[Row]) -> str:
     return "\n".join("  ".join(line[i].rjust(widths[i]) for i in range(shown)) for line in [head, *lines])
 
 
-def save(rows: list[Row], file: Path) -> None:
-    """Write the rows as .json or .csv, whole or not at all. Raises UserError for another ending."""
+def save(rows: Sequence[Any], file: Path) -> None:
+    """Write rows, which are dataclasses, as .json or .csv, whole or not at all. Raises UserError for another ending."""
     if file.suffix == ".json":
         text = json.dumps([asdict(r) for r in rows], indent=1)
     elif file.suffix == ".csv":

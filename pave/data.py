@@ -39,13 +39,13 @@ class Sample(NamedTuple):
     """Of the question, for a base that sees a video differently for each."""
 
 
-def expand(ids: Sequence[int], labels: Sequence[int], visual: int, max_length: int) -> tuple[list[int], list[int]]:
-    """Make room: each VIDEO becomes `visual` of them, labels IGNORE; then the end beyond `max_length` is cut."""
-    wide_ids: list[int] = []
-    wide_labels: list[int] = []
-    for i, label in zip(ids, labels):
-        wide_ids += [VIDEO] * visual if i == VIDEO else [i]
-        wide_labels += [IGNORE] * visual if i == VIDEO else [label]
+def expand(
+    ids: Sequence[int], labels: Sequence[int], visual: int | Sequence[int], max_length: int
+) -> tuple[list[int], list[int]]:
+    """Each VIDEO becomes `visual` of them, or these ids; labels IGNORE. The end beyond `max_length` is cut."""
+    video = [VIDEO] * visual if isinstance(visual, int) else visual
+    wide_ids = [x for i in ids for x in (video if i == VIDEO else [i])]
+    wide_labels = [x for i, y in zip(ids, labels) for x in ([IGNORE] * len(video) if i == VIDEO else [y])]
     return wide_ids[:max_length], wide_labels[:max_length]
 
 
@@ -244,7 +244,7 @@ def make_sample(
         pixels = base.preprocess(clip.frames)
         seconds = _together(torch.from_numpy(clip.seconds).float(), len(pixels))
     encoded = base.chat(question, history, answer, config.data.mask)
-    visual = base.visual_tokens(len(pixels), tuple(pixels.shape[-2:]))
+    visual = video_tokens.ids(base, pixels, seconds)
     ids, labels = expand(encoded.ids, encoded.labels, visual, config.data.max_length)
     if answer is not None and all(label == IGNORE for label in labels[1:]):
         raise UserError(f"question '{question[:60]}': its answer is beyond data.max_length={config.data.max_length}")

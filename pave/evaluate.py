@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from pave import __version__, answer, checkpoint, extract, lora, official, probe, score
+from pave import __version__, answer, checkpoint, extract, lora, official, probe, score, video_tokens
 from pave import config as configs
 from pave.answer import Asked
 from pave.answer import to_device as to_device
@@ -77,12 +77,12 @@ class Videos(Dataset[Asked | Bad]):
         except UserError as error:
             return Bad(error)
         assert sample.pixels is not None
-        return Asked(sample, [sample.ids, *(self._prompt(i, sample.pixels) for i in others)])
+        visual = video_tokens.ids(self.questions.base, sample.pixels, sample.frame_seconds)
+        return Asked(sample, [sample.ids, *(self._prompt(i, visual) for i in others)])
 
-    def _prompt(self, index: int, pixels: torch.Tensor) -> list[int]:
+    def _prompt(self, index: int, visual: Sequence[int]) -> list[int]:
         question, base, data = self.questions.questions[index], self.questions.base, self.questions.config.data
         encoded = base.chat(self.questions.task.prompt(question), question.history, None, data.mask)
-        visual = base.visual_tokens(len(pixels), tuple(pixels.shape[-2:]))
         return expand(encoded.ids, encoded.labels, visual, data.max_length)[0]
 
 

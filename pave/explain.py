@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pave import video_tokens
 from pave.answer import to_device
 from pave.data import Sample, collate, expand, side_tokens
 from pave.io.video import read_clip
@@ -24,7 +25,7 @@ from pave.nn.conv import ConvMap
 from pave.nn.patch import Layer, Patch
 from pave.plug import load, nearest
 from pave.serve.session import Ask, Session
-from pave.types import IGNORE, VIDEO, Clip, SideTokens, UserError
+from pave.types import IGNORE, Clip, SideTokens, UserError
 
 
 class Attention(NamedTuple):
@@ -123,7 +124,7 @@ def _views(model: Pave, sample: Sample, present: Mapping[str, SideTokens], token
         assert isinstance(patch, Patch)
         seconds = None if side.seconds is None else [side.seconds]
         (update,) = patch(query[None], side.x[None].to(device), seconds=seconds, frame_seconds=[sample.frame_seconds])
-        change = model.patch_weights[name] * update.norm(dim=-1) / embeds.float().norm(dim=-1)
+        change = model.patch_weights[name] * update.norm(dim=-1) / embeds[..., : update.shape[-1]].float().norm(dim=-1)
         chosen = change.abs().argmax(1).cpu() if token is None else torch.full((len(query),), token)
         found = attention(patch, query, side, sample.frame_seconds, chosen)
         views[name] = View(Attention(*(x.cpu() for x in found)), chosen, change.abs().cpu(), side.seconds)
@@ -133,8 +134,8 @@ def _views(model: Pave, sample: Sample, present: Mapping[str, SideTokens], token
 def _answered(model: Pave, sample: Sample, question: str, answer: str) -> Sample:
     """The conversation with its answer, whose tokens are the only labels."""
     encoded = model.base.chat(question, (), answer, "answers")
-    visual = sample.ids.count(VIDEO)
-    ids, labels = expand(encoded.ids, encoded.labels, visual, len(encoded.ids) + visual)
+    visual = video_tokens.ids(model.base, sample.pixels, sample.frame_seconds)
+    ids, labels = expand(encoded.ids, encoded.labels, visual, len(encoded.ids) + len(visual))
     return sample._replace(ids=ids, labels=labels)
 
 

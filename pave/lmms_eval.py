@@ -12,7 +12,7 @@ from lmms_eval.api.model import lmms
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from pave import answer, evaluate
+from pave import answer, evaluate, video_tokens
 from pave.answer import Asked
 from pave.data import expand, feature_file, make_sample, plugins, side_tokens
 from pave.evaluate import Bad
@@ -144,7 +144,7 @@ class Model(lmms):
         }
         sample = make_sample(config, base, first.text, clip, sides)
         assert sample.pixels is not None
-        visual = base.visual_tokens(len(sample.pixels), tuple(sample.pixels.shape[-2:]))
+        visual = video_tokens.ids(base, sample.pixels, sample.frame_seconds)
         encoded, longest = [base.chat(ask.text) for ask in others], config.data.max_length
         return Asked(sample, [sample.ids, *(expand(e.ids, e.labels, visual, longest)[0] for e in encoded)])
 

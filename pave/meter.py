@@ -19,7 +19,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakIdKeyDictionary
 from transformers import DynamicCache
@@ -81,6 +81,7 @@ class _Counter(TorchDispatchMode):
         for x in tree_leaves((args, kwargs)):
             if isinstance(x, Tensor):
                 self.known.setdefault(x.untyped_storage(), 0)
+        args, kwargs = _together(args, kwargs)
         out = func(*args, **kwargs)
         if func.overloadpacket in flop_registry:
             self.work.flops += flop_registry[func.overloadpacket](*args, **kwargs, out_val=out)
@@ -96,16 +97,29 @@ class _Counter(TorchDispatchMode):
         self.work.peak = max(self.work.peak, self.now)
 
 
+def _together(args: Any, kwargs: Any) -> Any:
+    """Arguments with numbers among shapes made shapes too."""
+    if not any(isinstance(x, Tensor) and x.is_meta for x in tree_leaves((args, kwargs))):
+        return args, kwargs
+    return tree_map(lambda x: x.to("meta") if isinstance(x, Tensor) and x.ndim else x, (args, kwargs))
+
+
 class _Fused(TorchFunctionMode):
-    """Attention as fused kernels do it: both products of all queries and keys are counted, no scores are stored."""
+    """Attention as fused kernels do it: both products of all queries and keys are counted, no scores are stored.
+
+    A tensor made of given numbers keeps them: towers plan their windows by the size of the pictures.
+    """
 
     def __init__(self, work: Work) -> None:
         super().__init__()
         self.work = work
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.tensor and str(kwargs.get("device")) == "meta":
+            kwargs = {**kwargs, "device": None}
         if func is not F.scaled_dot_product_attention:
-            return func(*args, **(kwargs or {}))
+            return func(*args, **kwargs)
         query, key, value = args
         self.work.flops += 2 * query[..., 0].numel() * key.shape[-2] * (key.shape[-1] + value.shape[-1])
         return _Attention.apply(query, key, value)
@@ -122,13 +136,13 @@ class _Attention(Function):
         return out
 
 
-def look(model: Pave, frames: int) -> tuple[Work, int, VideoTokens]:
+def look(model: Pave, frames: int, size: tuple[int, int] = PICTURE) -> tuple[Work, int, VideoTokens]:
     """A skeleton's tower and projector look at a video: their work, how much of it is the projector's, the tokens.
 
     Raises UserError for a tower that decides by values what to do: a skeleton has none.
     """
     base = model.base
-    pixels = torch.empty_like(base.preprocess(np.zeros((frames, *PICTURE, 3), np.uint8))[None], device="meta")
+    pixels = torch.empty_like(base.preprocess(np.zeros((frames, *size, 3), np.uint8))[None], device="meta")
     parts = dict(base.named_modules())
     projectors = [m for name, m in parts.items() if part_of(name) == "projector" != part_of(name.rpartition(".")[0])]
     spent = []
@@ -167,8 +181,10 @@ def read(model: Pave, length: int, cache: DynamicCache) -> Work:
 
 def learn(model: Pave, length: int, checkpointing: bool) -> Work:
     """A training step's way through a skeleton's LLM; gradients reach the patches through it."""
-    if checkpointing:
+    if checkpointing and hasattr(model.base.hf, "activation_checkpointing_enable"):
         model.activation_checkpointing_enable()
+    elif checkpointing:  # older transformers
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     needed = any(x.requires_grad for x in model.patches.parameters())
     embeds = torch.empty(
         1, length, model.base.embed_dim, dtype=model.base.hf.dtype, device="meta", requires_grad=needed

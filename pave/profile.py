@@ -62,14 +62,16 @@ class Point(NamedTuple):
 class Profile:
     """The table, and what was counted."""
 
+    base: str
+    """Its plugin."""
     rows: dict[str, Row]
-    """By part, in the order of the data."""
+    """By part, in the order of the data; parts that a base does not have are left out."""
     token_gflop: float
     """Work of each new token of the answer."""
     cache_mb: float
     """What the LLM keeps of a prompt."""
     paper_llm_tflop: float
-    """The LLM's work without newlines and LoRA, which is what the paper's figure gives for the base."""
+    """The LLM's work without newlines and LoRA, which is what the paper's figure gives for its base."""
     frames: int
     visual_tokens: int
     text_tokens: int
@@ -120,7 +122,8 @@ def profile(config: Config, shapes: Mapping[str, Shape], text: int = TEXT, curve
     if "LoRA" in rows:
         rows["LoRA"] = replace(rows["LoRA"], gflop=unmerged - rows["LLM"].gflop)
     return Profile(
-        rows=rows,
+        base=config.base.name,
+        rows={part: row for part, row in rows.items() if row != Row()},
         cache_mb=sum(x.nbytes for layer in cache.layers for x in (layer.keys, layer.values)) / 1e6,
         token_gflop=meter.read(model, 1, cache).flops / 1e9,
         paper_llm_tflop=meter.read(model, embeds.shape[1] * embeds.shape[2] + text, DynamicCache()).flops / 1e12,
@@ -205,13 +208,16 @@ def notes(p: Profile) -> list[str]:
     sides = "".join(f", {name} {steps} x {per_step}" for name, (steps, per_step) in p.sides.items())
     patches = "".join(f", patch {name} {_short(p.rows[f'patch {name}'].gflop / 1e3)}" for name in p.sides)
     checkpointing = "on" if p.gradient_checkpointing else "off"
+    told = f"The LLM without newlines and LoRA: {_short(p.paper_llm_tflop)} TFLOP{patches}."
+    if p.base == "llava_onevision":
+        told += " For the 7B the paper's\n"
+        told += "figure has 98.5 and 0.1, likely the same count; tower and projector are not in it."
     return [
         f"One video of {p.frames} frames: {p.visual_tokens:,} visual tokens, {p.text_tokens} of text{sides}.",
         "GFLOP: a multiply-add is two. Counted: matrix products, convolutions, attention of every token to every",
         "token (causal kernels do half of the LLM's). Not counted: norms, softmax, sums, encoders of side-channels.",
         f"LoRA is not merged; merged it is no work. Each token of the answer: {_short(p.token_gflop)} GFLOP.",
-        f"The LLM without newlines and LoRA: {_short(p.paper_llm_tflop)} TFLOP{patches}. For the 7B the paper's",
-        "figure has 98.5 and 0.1, likely the same count; tower and projector are not in it.",
+        *told.splitlines(),
         f"file: base in {p.dtype}, patches and LoRA in float32, which 16 bits, as released, halve. MB: 10^6 bytes.",
         f"peak: activations of an answer, {_short(p.cache_mb)} MB of it the LLM's cache. kept: for the backward pass,",
         f"a sample, gradient checkpointing {checkpointing}, no autocast.",

@@ -9,13 +9,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pave import plug
 from pave.io import store
-from pave.types import Clip, SideTokens, UserError
+from pave.types import VIDEO, Clip, SideTokens, UserError
 
 EXTRACTORS = ("base",)
 
@@ -73,3 +74,14 @@ def encode(clip: Clip, encoder: Eyes, options: Options) -> SideTokens:
     pixels = encoder.base.preprocess(clip.frames).to(next(encoder.parameters()).device)  # type: ignore[operator]
     seen = encoder.base.encode(pixels[None])  # type: ignore[operator]
     return SideTokens(torch.cat([t[0].float().cpu() for t in seen], -1), torch.from_numpy(clip.seconds).float())
+
+
+def ids(base: Any, pixels: Any, seconds: Tensor | None) -> list[int]:
+    """What stands for a video among token ids: VIDEO for each visual token, and text that a base writes between rows.
+
+    `pixels` are what the base's `preprocess` made, or stored tokens; seconds float[T].
+    """
+    rows, size = len(pixels), tuple(pixels.shape[-2:])
+    if hasattr(base, "video_ids"):
+        return base.video_ids(rows, size, seconds)
+    return [VIDEO] * base.visual_tokens(rows, size)

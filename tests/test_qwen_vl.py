@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessorPil
 
 from pave import answer, checkpoint, lora, train
-from pave.bases import qwen2_5_vl
+from pave.bases import _qwen_vl
 from pave.config import BaseConfig, Config, DataConfig, LoraConfig, PatchConfig
 from pave.data import Questions, Sample, collate, make_sample
 from pave.model import Pave
@@ -239,13 +239,13 @@ def test_pixels_are_those_of_the_processor(config: Config, size: tuple[int, int]
 
 
 def test_what_the_processor_says(folder: Path, tmp_path: Path) -> None:
-    assert qwen2_5_vl.processor(tmp_path) == qwen2_5_vl.Pixels()
-    assert qwen2_5_vl.processor(folder)[:2] == (3136, 9408)
+    assert _qwen_vl.processor(tmp_path) == _qwen_vl.Pixels()
+    assert _qwen_vl.processor(folder)[:2] == (3136, 9408)
     told = {"size": {"shortest_edge": 1000, "longest_edge": 2000}, "image_mean": [0.5] * 3}
     (tmp_path / "video_preprocessor_config.json").write_text(json.dumps(told))
-    found = qwen2_5_vl.processor(tmp_path)
+    found = _qwen_vl.processor(tmp_path)
     assert found[:3] == (1000, 2000, [0.5] * 3)
-    assert found.std == qwen2_5_vl.Pixels().std
+    assert found.std == _qwen_vl.Pixels().std
 
 
 def test_it_trains_on_videos_but_not_on_stored_tokens(config: Config, world: World, tmp_path: Path) -> None:

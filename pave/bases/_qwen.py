@@ -45,12 +45,15 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerBase, conversation: Sequence[Turn], mask: Literal["answers", "release"] = "answers"
+    tokenizer: PreTrainedTokenizerBase,
+    conversation: Sequence[Turn],
+    mask: Literal["answers", "release"] = "answers",
+    system: str | None = SYSTEM,
 ) -> Encoded:
     """Token ids and labels. `answers` supervises what the model has to say, `release` what the published code did."""
     if conversation[0].role == "assistant":
         conversation = conversation[1:]
-    ids = tokenize(tokenizer, f"<|im_start|>system\n{SYSTEM}<|im_end|>\n")
+    ids = [] if system is None else tokenize(tokenizer, f"<|im_start|>system\n{system}<|im_end|>\n")
     labels = [IGNORE] * len(ids)
     for role, text in conversation:
         header = tokenize(tokenizer, f"<|im_start|>{role}\n")
