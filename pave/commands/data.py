@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,11 +116,12 @@ def _doctor(commands: Any) -> None:
 
 def _pretrain(commands: Any) -> None:
     def run(a: argparse.Namespace) -> None:
-        from pave.pretrain import audio, base
+        from pave.pretrain import audio, base, graft
 
-        {"base": base, "audio": audio}[a.what].learn(a.out, seed=a.seed)
+        own: dict[str, Any] = {"base": base.learn, "audio": audio.learn}
+        own.get(a.what, partial(graft.learn, a.what))(a.out, seed=a.seed)
 
-    parser = command(commands, "pretrain", "make the small world's base or audio tower again", run)
-    parser.add_argument("what", choices=["base", "audio"])
+    parser = command(commands, "pretrain", "make the small world's base or audio tower again, or another base", run)
+    parser.add_argument("what", choices=["base", "audio", "qwen2_5_vl", "video_llava", "video_panda", "ppllava"])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)

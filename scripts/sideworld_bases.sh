@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# The quickstart's audio experiment on the tiny version of another base, which is trained first.
+#   bash scripts/sideworld_bases.sh BASE [OUT] [SEED] [key=value ...]    # qwen2_5_vl, video_llava, video_panda, ppllava
+# DATA=FOLDER     clips and audio features that are there, such as those of the quickstart
+# WEIGHTS=FOLDER  the tiny base, where it is already made
+# PATCH=FOLDER    with ppllava besides: a patch before pooling, and this trained one of the shipped base put on it
+set -euo pipefail
+cd "$(dirname "$0")/.."
+[ -x .venv/bin/pave ] || bash scripts/setup.sh
+PATH="$PWD/.venv/bin:$PATH"
+export TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+BASE=${1:?qwen2_5_vl, video_llava, video_panda or ppllava}
+OUT=${2:-runs/sideworld_$BASE} SEED=${3:-0}
+DATA=${DATA:-$OUT/data} WEIGHTS=${WEIGHTS:-$OUT/base} PATCH=${PATCH:-}
+CONFIG=configs/sideworld_audio.yaml
+SECONDS=0
+
+case $BASE in
+  qwen2_5_vl | ppllava) FRAMES=32 ;;
+  video_llava | video_panda) FRAMES=16 ;;
+  *)
+    echo "$BASE: expected qwen2_5_vl, video_llava, video_panda or ppllava" >&2
+    exit 1
+    ;;
+esac
+if [ ! -d "$DATA/features/audio" ]; then
+  pave prepare sideworld --out "$DATA" --seed "$SEED"
+  pave extract audio --videos "$DATA/videos" --out "$DATA/features/audio" --weights asset:sideworld/audio.safetensors
+fi
+[ -d "$WEIGHTS" ] || pave pretrain "$BASE" --out "$WEIGHTS" --seed "$SEED"
+set -- base.name="$BASE" base.path="$WEIGHTS" base.frames=$FRAMES base.newline=no_token data.root="$DATA" \
+  train.seed="$SEED" train.per_device_train_batch_size=32 "${@:4}"
+
+# answers TRAINED FOLDER: with and without the sound, and without the patch
+answers() {
+  rm -rf "$2/eval"
+  pave eval --ckpt "$1" --out "$2/eval/base" --base-only --batch 32
+  pave eval --ckpt "$1" --out "$2/eval/patched" --batch 32
+  pave eval --ckpt "$1" --out "$2/eval/shuffled" --shuffle-sides --batch 32
+  pave compare --base "$2/eval/base" --patched "$2/eval/patched" --shuffled "$2/eval/shuffled" --out "$2"
+}
+
+pave train $CONFIG --out "$OUT/train" "$@"
+answers "$OUT/train/final" "$OUT"
+# arm NAME LEARNS PLUGIN [PATCH]: on kept features, exams every 25 steps
+arm() {
+  python -c 'import sys; from pathlib import Path; from pave import config; from pave.pretrain import kept
+file, out, learns, name, patch, *settings = sys.argv[1:]
+settings = config.load(file, [*settings, f"base.name={name}"])
+kept.main(settings, Path(out), learns, Path(patch) if patch else None)' \
+    $CONFIG "$OUT/kept_$1.json" "$2" "$3" "${4:-}" "${SETTINGS[@]}"
+}
+if [ "$BASE" = ppllava ] && [ -n "$PATCH" ]; then
+  SETTINGS=("$@")
+  arm after all ppllava
+  arm before all pave.pretrain.before_pooling
+  arm carried nothing ppllava "$PATCH"
+  arm output output ppllava "$PATCH"
+fi
+echo "done in $((SECONDS / 60)) min $((SECONDS % 60)) s: $OUT/report.md"

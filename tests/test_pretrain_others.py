@@ -1,0 +1,185 @@
+"""Tiny versions of the other bases: grafting, saving, lessons; patches before pooling, and carried over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import make_config, make_data
+from torch import nn
+
+from pave import checkpoint, plug
+from pave import config as configs
+from pave.bases.llava_onevision import LlavaOnevision
+from pave.config import BaseConfig, Config
+from pave.data import Questions
+from pave.io import sideworld as world
+from pave.model import Pave
+from pave.pretrain import before_pooling, graft, kept, sight, talk
+from pave.pretrain.fit import FIRST_SEED
+from pave.pretrain.others import BASES, ROWS, Small
+from pave.tasks import sideworld as task
+from pave.types import UserError
+
+
+@pytest.fixture(scope="module")
+def teacher() -> LlavaOnevision:
+    return graft.shipped()
+
+
+@pytest.fixture(scope="module", params=list(BASES))
+def grafted(request: pytest.FixtureRequest, teacher: LlavaOnevision) -> tuple[str, Small]:
+    torch.manual_seed(0)
+    small = BASES[request.param]()
+    small.base.eval().requires_grad_(False)
+    graft.graft(small.base, teacher)
+    return request.param, small
+
+
+def logits(small: Small, base: nn.Module) -> torch.Tensor:
+    """At every place of a question about one scene."""
+    small = Small(base, small.frames, small.quarters, small.last, small.save)
+    [one] = talk.look(small, 1, FIRST_SEED)
+    model = talk.Pave(base, {})
+    return talk.say(model, [one], [talk._sample(base, one, [one.last], one.plain.float())])[1]
+
+
+def test_words_mean_what_they_mean_to_the_shipped_base(grafted: tuple[str, Small], teacher: LlavaOnevision) -> None:
+    base = grafted[1].base
+    mine, old = base.tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
+    words, table = base.hf.get_input_embeddings().weight, teacher.hf.get_input_embeddings().weight
+    same = [word for word in mine if word in old]
+    assert len(same) > 300
+    torch.testing.assert_close(words[[mine[w] for w in same]], table[[old[w] for w in same]], rtol=0, atol=0)
+    end, says = base.tokenizer.eos_token_id, base.chat("What?", (), "hum").ids
+    torch.testing.assert_close(words[end], table[teacher.tokenizer.eos_token_id], rtol=0, atol=0)
+    assert end in says
+    hum = "hum" if "hum" in mine else "Ġhum"
+    torch.testing.assert_close(words[mine[hum]], table[old["hum"]], rtol=0, atol=0)
+
+
+def test_softening_and_saving_change_no_answer(grafted: tuple[str, Small], tmp_path: Path) -> None:
+    name, small = grafted
+    before = logits(small, small.base)
+    graft.soften(small.base.lm, small.last, graft.SOFT)
+    small.save(tmp_path / "base")
+    loaded = plug.load("bases", name).load(str(tmp_path / "base"))
+    after = logits(small, loaded)
+    graft.soften(small.base.lm, small.last, 1 / graft.SOFT)
+    # Visual tokens go through bfloat16 in both.
+    assert (before - after).norm() < 0.03 * before.norm()
+    assert torch.equal(before.argmax(-1)[0, -3:], after.argmax(-1)[0, -3:])
+
+
+def test_a_row_tells_of_four_quarters_every_half_second(grafted: tuple[str, Small], teacher: LlavaOnevision) -> None:
+    small = grafted[1]
+    pixels, pictures, facts, heights, captions = next(iter(sight.Glimpses(small, teacher, 0)))
+    rows = sight.AT_ONCE * ROWS // small.frames
+    assert (len(pixels), heights.shape, captions.shape, facts.shape) == (rows, (rows, 2), (rows, 2), (3, 2))
+    assert len(pictures) == sight.AT_ONCE
+    seen = small.quarters(sight.encode(small.base, pixels[None], "Which sound is heard?"))
+    assert seen.shape == (1, rows, 4, 128)
+
+
+def test_lessons_teach(teacher: LlavaOnevision) -> None:
+    """What a few steps of each lesson bring: loss goes down, and only what should learn does."""
+    torch.manual_seed(0)
+    small = BASES["ppllava"]()
+    graft.graft(small.base, teacher)
+    before = {name: x.clone() for name, x in small.base.state_dict().items()}
+    sight.heed(small, 2, 0, batch=2)
+    changed = {name for name, x in small.base.state_dict().items() if not torch.equal(x, before[name])}
+    assert changed
+    assert all("clip_visual" in name or "clip_text_projection" in name for name in changed)
+    sight.see(small, teacher, 2, 0, batch=2)
+    talk.talk(small, 4, 2, 0, batch=2)
+    changed = {name for name, x in small.base.state_dict().items() if not torch.equal(x, before[name])}
+    assert any(name.startswith("vision_tower.") for name in changed)
+    assert any(name.startswith("hf.model.layers.3.") for name in changed)
+    found = talk.exam(small, 5)
+    assert len(found) == 10
+    assert set(found.values()) <= {0.0, 1.0}
+
+
+def test_what_is_sought_is_where_the_thing_is() -> None:
+    base = BASES["ppllava"]().base
+    chosen = list(sight.key_frames(8))
+    for i, (_, guide, shown) in zip(range(5), sight.Sought(base, 8, 0)):
+        scene = world.scene(FIRST_SEED + i)
+        question = task.ask(scene)[(FIRST_SEED + i) % 5]
+        assert guide.tolist()[0] == base.reader.convert_tokens_to_ids("<|startoftext|>")
+        pictures = world.render(scene, chosen).astype(int)
+        strange = np.abs(pictures - np.array(scene.background)).sum(-1) > 120
+        patches = np.stack(
+            [strange[:, int(r * 64 / 6 + 5), :][:, [int(c * 64 / 6 + 5) for c in range(6)]] for r in range(6)], 1
+        )
+        if question.group in ("which_sound", "who_jumped"):
+            assert (shown.view(8, 6, 6).numpy() & patches).sum() > 0.9 * patches.sum()
+        else:
+            half = shown.view(8, 6, 6).any(0).any(0)
+            assert half[:3].any() != half[3:].any()
+
+
+def test_before_pooling_a_patch_that_adds_nothing_changes_nothing(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    small = BASES["ppllava"]()
+    small.save(tmp_path / "base")
+    after = plug.load("bases", "ppllava").load(str(tmp_path / "base"))
+    before = plug.load("bases", "pave.pretrain.before_pooling").load(str(tmp_path / "base"))
+    assert isinstance(before, before_pooling.Before)
+    pixels = after.preprocess(world.render(world.scene(0), range(8)))[None]
+    guides = torch.tensor([after.reader("Which sound is heard?").input_ids])
+    told, pooled = before.encode(pixels, guides), after.encode(pixels, guides)
+    assert (told.query.shape, pooled.query.shape) == ((1, 4, 72, 96), (1, 4, 4, 96))
+    torch.testing.assert_close(before.layout(told.embeds), after.layout(pooled.embeds), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("learns", ["nothing", "output", "all"])
+def test_a_carried_patch_learns_its_output_map_at_most(tmp_path: Path, learns: kept.Learns) -> None:
+    """On kept features, which give what the tower gave."""
+    torch.manual_seed(0)
+    BASES["ppllava"]().save(tmp_path / "base")
+    config = make_config(tmp_path / "base", make_data(tmp_path / "data", 2, 2))
+    base = BaseConfig(name="ppllava", path=str(tmp_path / "base"), frames=4, newline="no_token", dtype="float32")
+    config = Config(**{**vars(config), "base": base})
+    model = checkpoint.create(config)
+    nn.init.normal_(model.patches["audio"].out_norm.weight)
+    checkpoint.save(model, config, tmp_path / "source")
+    [one, *_] = kept.keep(model, config, "test", 1)
+    assert one.pixels is not None
+    pixels = Questions(config, model.base, "test", with_answers=True)[0].pixels
+    assert pixels is not None
+    tower = model.base.vision_tower(pixels[None].unflatten(2, (2, 3)).flatten(1, 2))
+    again = kept.Kept()(one.pixels[None].unflatten(2, (2, 3)).flatten(1, 2))
+    assert (again - tower).norm() < 0.03 * tower.norm()
+
+    trained: list[Pave] = []
+    created = checkpoint.create
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(checkpoint, "create", lambda config: trained.append(created(config)) or trained[0])
+        found = kept.main(config, tmp_path / "found.json", learns, tmp_path / "source", clips=2, steps=2)
+    assert {name: len(shares) for name, shares in found.items()} == {"which_sound": 2, "bigger_color": 2, "shuffled": 2}
+    given = load_file(tmp_path / "source/patch.safetensors")
+    now = trained[0].patches.state_dict()
+    changed = {name.split(".")[1] for name in given if not torch.equal(given[name], now[name])}
+    if learns == "all":
+        assert {"out", "out_norm", "side_in", "query_in", "layers"} == changed
+    else:
+        assert changed == (set() if learns == "nothing" else {"out", "out_norm"})
+    wide = Config(**{**vars(config), "sides": {"audio": configs.PatchConfig(dim=12, width=32, side_width=16)}})
+    with pytest.raises(UserError, match="has shape"):
+        kept.main(wide, tmp_path / "found2.json", learns, tmp_path / "source")
+
+
+@pytest.mark.slow
+def test_another_base_learns_to_see_and_what_sounds_are(tmp_path: Path) -> None:
+    """Video-LLaVA as in doc/bases_sideworld.md: the picture and captions tell it, without them it must guess."""
+    found = graft.learn("video_llava", tmp_path / "base", see_steps=400, scenes=400, talk_steps=180)
+    assert min(found["bigger_color"], found["captioned bigger_color"], found["captioned which_sound"]) >= 0.95
+    assert found["shape_of_color"] >= 0.8
+    # 50 questions: chance is 1/8, four standard deviations .19.
+    assert found["which_sound"] < 0.32
+    assert plug.load("bases", "video_llava").load(str(tmp_path / "base")).visual_tokens(16) == 80
