@@ -163,6 +163,8 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     patch_lr: float | None = None
     """Learning rate of the patches; None takes the one of LoRA, train.learning_rate."""
+    teacher: str = ""
+    """LanguageBind video tower that the learning parts of the base come to see like; for Video-Panda's first stages."""
     dpo_beta: float = 0.0
     """Above 0: learns which of two answers is better, by direct preference optimisation, instead of the answer."""
     train: dict[str, Any] = field(default_factory=dict)

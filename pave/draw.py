@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import json
 import math
@@ -13,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from pave.explain import Explanation, View, as_json
+from pave.io import page
 from pave.io.atomic import atomic_file
 from pave.profile import Profile
 from pave.types import UserError
@@ -169,22 +169,11 @@ def _space(name: str, view: View, e: Explanation) -> Any:
 
 def _page(e: Explanation, out: Path, written: Written) -> str:
     """One HTML file with the pictures in it."""
-    rows = "".join(
-        f"<tr><td>{html.escape(k)}<td align=right>{v:.3f}<td align=right>{math.exp(v):.3f}" for k, v in e.worth.items()
-    )
-    pictures = ""
-    for file, text in written:
-        data = base64.b64encode((out / file).read_bytes()).decode()
-        pictures += f'<figure><img alt="{html.escape(file)}" src="data:image/png;base64,{data}">'
-        pictures += f"<figcaption>{html.escape(text)}</figcaption></figure>"
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>pave explain</title>'
-        "<style>body{font:15px sans-serif;max-width:60em;margin:2em auto;padding:0 1em}img{max-width:100%}"
-        "figure{margin:2em 0}figcaption{color:#555}td{padding:.1em 1em .1em 0}</style>"
-        f"<h1>{html.escape(e.question)}</h1><p><b>{html.escape(e.answer)}</b></p>"
-        f"<table><tr><th align=left>what was done<th>log-probability<th>probability of this answer{rows}</table>"
-        f"<p>{html.escape(WORTH)}</p>{pictures}</html>\n"
-    )
+    rows = [(name, f"{value:.3f}", f"{math.exp(value):.3f}") for name, value in e.worth.items()]
+    worth = page.table(rows, ("what was done", "log-probability", "probability of this answer"), numbers=True)
+    pictures = "".join(page.picture(out / file, text) for file, text in written)
+    head = f"<h1>{html.escape(e.question)}</h1><p><b>{html.escape(e.answer)}</b></p>"
+    return page.page("pave explain", f"{head}{worth}<p>{html.escape(WORTH)}</p>{pictures}")
 
 
 WORTH = (

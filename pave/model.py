@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 import torch
@@ -38,6 +38,12 @@ def _of_one(side: SideBatch, i: int) -> SideBatch:
     """The side-channel of one sample of a batch."""
     seconds = side["seconds"]
     return {"x": side["x"][i : i + 1], "steps": [side["steps"][i]], "seconds": seconds and [seconds[i]]}
+
+
+def _widen(x: Tensor, like: Tensor) -> Tensor:
+    """Zeros behind float[...,D], where a base has more behind its tokens for inner layers of its LLM."""
+    more = like.shape[-1] - x.shape[-1]
+    return F.pad(x, (0, more)) if more else x
 
 
 class Pave(nn.Module):
@@ -116,7 +122,7 @@ class Pave(nn.Module):
         for name, patch in self.patches.items():
             if name in sides and self.patch_weights[name]:
                 update = self._update(patch, query, sides[name], frame_seconds).to(embeds.dtype)
-                embeds = torch.add(embeds, update, alpha=self.patch_weights[name])
+                embeds = torch.add(embeds, _widen(update, embeds), alpha=self.patch_weights[name])
         return self.base.layout(embeds)
 
     def _update(self, patch: nn.Module, query: Tensor, side: SideBatch, frame_seconds: list[Tensor] | None) -> Tensor:
@@ -172,7 +178,7 @@ class Pave(nn.Module):
         embeds = self.base.hf.get_input_embeddings()(ids.clamp(min=0))
         places = ids == VIDEO
         source = (first[:, None] + places.cumsum(1) - 1).clamp(min=0)
-        return torch.where(places[..., None], visual.to(embeds.dtype)[source], embeds)
+        return torch.where(places[..., None], visual.to(embeds.dtype)[source], _widen(embeds, visual))
 
     def forward(
         self,
@@ -183,16 +189,23 @@ class Pave(nn.Module):
         sides: Mapping[str, SideBatch] | None = None,
         frame_seconds: list[Tensor] | None = None,
         guides: Tensor | None = None,
+        targets: Sequence[Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """Loss (mean over the batch's label tokens) and logits float[n,V] at the n positions that have a label."""
+        """Loss (mean over the batch's label tokens) and logits float[n,V] at the n positions that have a label.
+
+        With what a teacher sees of each video, how far the base is off counts as much.
+        """
         embeds = self.splice(ids, pixels, sides or {}, frame_seconds, guides)
         places = self.positions(ids, mask, pixels, frame_seconds)
-        hidden = self.base.lm(
-            inputs_embeds=embeds, attention_mask=mask, position_ids=places, use_cache=False
-        ).last_hidden_state
+        more = {} if targets is None else {"output_hidden_states": True}
+        states = self.base.lm(inputs_embeds=embeds, attention_mask=mask, position_ids=places, use_cache=False, **more)
         wanted = labels[:, 1:] != IGNORE
-        logits = self.base.head(hidden[:, :-1][wanted])
-        return {"loss": F.cross_entropy(logits.float(), labels[:, 1:][wanted]), "logits": logits}
+        logits = self.base.head(states.last_hidden_state[:, :-1][wanted])
+        loss = F.cross_entropy(logits.float(), labels[:, 1:][wanted])
+        if targets is not None:
+            lesson: Any = self.base.lesson
+            loss = loss + lesson.distance(lesson(states.hidden_states), ids == VIDEO, targets)
+        return {"loss": loss, "logits": logits}
 
     @torch.no_grad()
     def generate(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import json
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from pave import plug, score
+from pave.io import page
 from pave.io.atomic import atomic_file
 from pave.metrics.match import APART
 from pave.types import Prediction, Question, UserError
@@ -106,7 +106,8 @@ def compare(
     for i, question in enumerate(questions):
         for group in question.group.split(APART) if question.group else ():
             groups.setdefault(group, []).append(i)
-    parts = [_row(group, own[:, i], videos[i], seed) for group, i in sorted(groups.items())] if means else []
+    known = {group: i for group, i in groups.items() if not np.isnan(own[:, i]).all()}
+    parts = [_row(group, own[:, i], videos[i], seed) for group, i in sorted(known.items())]
     flips = [
         Flip(q.qid, "b" if vb > va else "a", _text(a, q), _text(b, q), q.answers)
         for q, va, vb in zip(questions, *own)
@@ -190,24 +191,16 @@ def _table(rows: Sequence[Row], first: str) -> list[str]:
 
 def _page(compared: Comparison, head: str, a: Path, b: Path, picture: Path) -> str:
     """One file that needs nothing from outside."""
-
-    def table(rows: Sequence[Row]) -> str:
-        cells = [["", "n", "A", "B", "B - A", "p"], *map(_cells, rows)]
-        return "".join("<tr>" + "".join(f"<td>{html.escape(cell)}" for cell in line) for line in cells)
-
-    flips = "".join(
-        f"<tr><td>{'<td>'.join(html.escape(x) for x in (f.qid, f.better, f.a, f.b, ' / '.join(f.answers)))}"
-        for f in compared.flips[:200]
-    )
-    data = base64.b64encode(picture.read_bytes()).decode()
-    style = "body{font:15px sans-serif;max-width:60em;margin:2em auto}td{padding:.2em .8em;border-top:1px solid #ddd}"
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>pave compare</title><style>{style}</style>'
-        f"<h1>Two runs on the same questions</h1><p>A: {html.escape(str(a))}<br>B: {html.escape(str(b))}<p>{head}"
-        f"<table>{table(compared.rows)}</table><h2>By group</h2><table>{table(compared.groups)}</table>"
-        f'<img alt="difference by group" style="max-width:100%" src="data:image/png;base64,{data}">'
-        f"<h2>Flipped answers</h2><p>{len(compared.flips)} in all, at most 200 shown; flips.jsonl has them all."
-        f"<table><tr><td>question<td>right<td>A<td>B<td>answers{flips}</table></html>\n"
+    tables = [
+        page.table(map(_cells, rows), ("", "n", "A", "B", "B - A", "p")) for rows in (compared.rows, compared.groups)
+    ]
+    flips = [(f.qid, f.better, f.a, f.b, " / ".join(f.answers)) for f in compared.flips[:200]]
+    return page.page(
+        "pave compare",
+        f"<h1>Two runs on the same questions</h1><p>A: {html.escape(str(a))}<br>B: {html.escape(str(b))}</p>"
+        f"<p>{head}</p>{tables[0]}<h2>By group</h2>{tables[1]}{page.picture(picture, 'Difference by group.')}"
+        f"<h2>Flipped answers</h2><p>{len(compared.flips)} in all, at most 200 shown; flips.jsonl has them all.</p>"
+        f"{page.table(flips, ('question', 'right', 'A', 'B', 'answers'))}",
     )
 
 

@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
+from transformers import TrainingArguments
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from pave import data
 from pave.answer import to_device
@@ -86,11 +88,39 @@ def loss(margins: Tensor) -> Tensor:
     return -F.logsigmoid(margins).mean()
 
 
-def refer(model: Pave, parts: Mapping[str, Pairs], out: Path, batch_size: int) -> None:
+class Preference:
+    """What a run on pairs minimises, and how it goes."""
+
+    def __init__(self, beta: float) -> None:
+        self.beta = beta
+        self.seen: list[Tensor] = []
+        """Margins of the micro-batches since `take`."""
+
+    def __call__(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Tensor]:
+        """What Pave.forward gives, with the loss of the pairs."""
+        reference = inputs.pop("reference")
+        outputs = model(**inputs)
+        found = margins(outputs["logits"], inputs["labels"], reference, self.beta)
+        self.seen.append(found.detach())
+        return {**outputs, "loss": loss(found)}
+
+    def take(self) -> dict[str, float]:
+        """Mean margin, and share of pairs above zero, of this process."""
+        found, self.seen = torch.cat(self.seen), []
+        return {"preference/margin": found.mean().item(), "preference/right": (found > 0).float().mean().item()}
+
+
+def refer(model: Pave, parts: Mapping[str, Pairs], out: Path, arguments: TrainingArguments) -> None:
     """Give every question what the model, not yet trained, makes of both answers; kept in `out` for a resumed run.
 
-    Each rank asks its share of the questions.
+    Each rank asks its share of the questions. Raises UserError where weights are split, or answers differ in weight.
     """
+    if arguments.fsdp or is_deepspeed_zero3_enabled() or arguments.average_tokens_across_devices:
+        raise UserError(
+            "dpo_beta: needs whole weights on each GPU and pairs that count alike: DDP or ZeRO-2, without "
+            "train.average_tokens_across_devices"
+        )
+    batch_size = arguments.per_device_train_batch_size
     file, state = out / FILE, PartialState()
     if not file.is_file():
         asked = [(name, i) for name, part in parts.items() for i in range(len(part))][state.process_index :]

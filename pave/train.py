@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import logging
 import warnings
 from collections.abc import Mapping
@@ -16,17 +15,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, Sampler
 from transformers import Trainer, TrainerState, TrainingArguments, set_seed
+from transformers.integrations import get_available_reporting_integrations
 
-from pave import checkpoint, mix, ranks
+from pave import checkpoint, distill, gauges, mix, prefer, ranks, report
 from pave.config import Config
 from pave.data import Questions, collate
 from pave.model import Pave
+from pave.parts import PARTS as PARTS
+from pave.parts import describe, part_of, trained
 from pave.plug import nearest
+from pave.resume import STATE, is_done, newest_checkpoint
 from pave.types import IGNORE, UserError
 
 log = logging.getLogger(__name__)
-STATE = "trainer_state.json"
-"""What the Trainer writes last."""
 
 RECIPE: dict[str, Any] = {
     "learning_rate": 2e-5,
@@ -44,6 +45,8 @@ RECIPE: dict[str, Any] = {
     "average_tokens_across_devices": False,
     "ddp_timeout": 600,
     "logging_steps": 10,
+    # A loss of NaN is shown, not left out.
+    "logging_nan_inf_filter": False,
     "dataloader_num_workers": 4,
     "report_to": "tensorboard",
     "remove_unused_columns": False,
@@ -63,19 +66,26 @@ def main(config: Config, out: Path, resume: bool = False) -> None:
     if newest:
         checkpoint.read(model, config, Path(newest))
     log.info("%s", describe(model))
+    questions = prefer.Pairs if config.dpo_beta else Questions
     parts = {
-        name: Questions(one, model.base, one.data.train_split, with_answers=True, seed=arguments.seed)
+        name: questions(one, model.base, one.data.train_split, with_answers=True, seed=arguments.seed)
         for name, one in mix.tasks(config).items()
     }
     trainer = PaveTrainer(config, model, arguments, parts)
-    if newest and is_done(state := TrainerState.load_from_json(str(Path(newest) / STATE)), arguments):
-        # The Trainer would do one more step.
-        trainer.state = state
-    else:
-        trainer.train(resume_from_checkpoint=newest)
+    if pairs := {name: part for name, part in parts.items() if isinstance(part, prefer.Pairs)}:
+        prefer.refer(model, pairs, out, arguments)
+    trainer.add_callback(gauges.Pages(config, describe(model), {**RECIPE, **config.train}))
+    try:
+        if newest and is_done(state := TrainerState.load_from_json(str(Path(newest) / STATE)), arguments):
+            # The Trainer would do one more step.
+            trainer.state = state
+        else:
+            trainer.train(resume_from_checkpoint=newest)
+    finally:
+        # A run that is stopped or fails has a page, too.
+        if trainer.is_world_process_zero() and trainer.state.log_history:
+            report.write(out, trainer.state.log_history)
     trainer.save_final(out / "final")
-    if trainer.is_world_process_zero():
-        (out / "log.json").write_text(json.dumps(trainer.state.log_history, indent=1))
 
 
 def training_arguments(config: Config, out: Path) -> TrainingArguments:
@@ -102,53 +112,13 @@ def check_arguments(config: Config) -> None:
         is_number = fields[name].type in ("float", "int", float, int)
         if is_number and (isinstance(value, bool) or not isinstance(value, (int, float))):
             raise UserError(f"train.{name}: '{value}' is not a number")
-
-
-def describe(model: Pave) -> str:
-    """The table of what is frozen and what trains."""
-    parts: dict[str, tuple[int, int]] = {}
-    for name, parameter in model.named_parameters():
-        part = part_of(name)
-        trained, frozen = parts.get(part, (0, 0))
-        n = parameter.numel()
-        parts[part] = (trained + n, frozen) if parameter.requires_grad else (trained, frozen + n)
-    rows = [f"{'part':<24}{'trained':>14}{'frozen':>16}"]
-    rows += [f"{part:<24}{trained:>14,}{frozen:>16,}" for part, (trained, frozen) in parts.items()]
-    total = [sum(column) for column in zip(*parts.values())]
-    return "\n".join([*rows, f"{'total':<24}{total[0]:>14,}{total[1]:>16,}"])
-
-
-PARTS = {"vision_tower": "vision tower", "multi_modal_projector": "projector", "image_newline": "newline"}
-"""By a piece of a parameter's name."""
-
-
-def part_of(name: str) -> str:
-    """Which part of the model a parameter belongs to."""
-    pieces = name.split(".")
-    if pieces[0] == "patches":
-        return f"patch {pieces[1]}"
-    if "lora_A" in pieces or "lora_B" in pieces:
-        return "LoRA"
-    return next((PARTS[piece] for piece in pieces if piece in PARTS), "LLM")
-
-
-def newest_checkpoint(out: Path) -> str:
-    """The newest checkpoint that was written to its end: the Trainer writes trainer_state.json last."""
-    for folder in sorted(out.glob("checkpoint-*"), key=lambda f: int(f.name.split("-")[1]), reverse=True):
-        try:
-            json.loads((folder / STATE).read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
-            log.warning("%s: not written to its end (a killed run?); an older checkpoint is used", folder)
-            continue
-        return str(folder)
-    raise UserError(f"{out}: no finished checkpoint-* folder to resume from; start without resume")
-
-
-def is_done(state: TrainerState, arguments: TrainingArguments) -> bool:
-    """Whether a run was stopped after its last step, so that only `final` is missing."""
-    if arguments.max_steps > 0:
-        return state.global_step >= arguments.max_steps
-    return state.epoch >= arguments.num_train_epochs
+    if config.train.get("resume_from_checkpoint"):
+        raise UserError("train.resume_from_checkpoint: is not read; give --resume, which finds the newest by itself")
+    given = config.train.get("report_to") or ()
+    there = [*get_available_reporting_integrations(), "none", "all"]
+    for name in [given] if isinstance(given, str) else given:
+        if name not in there:
+            raise UserError(f"train.report_to: '{name}' is not installed; {nearest(name, there)}")
 
 
 class PaveTrainer(Trainer):
@@ -162,16 +132,21 @@ class PaveTrainer(Trainer):
         self.counts = mix.shares(config, [len(part) for part in parts.values()])
         optimizer, settings = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
         # Ranks that share parameters must all run a patch that one of them runs.
-        together = ranks.uneven(config) and (arguments.deepspeed or arguments.fsdp)
-        widths = {name: side.dim for name, side in config.sides.items()} if together else None
+        shared = ranks.uneven(config) and (arguments.deepspeed or arguments.fsdp)
+        widths = {name: side.dim for name, side in config.sides.items()} if shared else None
+        together = prefer.collate if config.dpo_beta else collate
         super().__init__(
             model=model,
             args=arguments,
             train_dataset=ConcatDataset(parts.values()),
-            data_collator=functools.partial(collate, pad_id=model.base.tokenizer.pad_token_id, widths=widths),
+            data_collator=functools.partial(together, pad_id=model.base.tokenizer.pad_token_id, widths=widths),
             optimizer_cls_and_kwargs=(optimizer, {**settings, "params": parameter_groups(config, model, arguments)}),
         )
         self.add_callback(mix.Epochs(list(parts.values())))
+        self.gauges = gauges.Gauges(model, self.accelerator, functools.partial(trained, model))
+        self.add_callback(self.gauges)
+        self.teacher = distill.Teacher(model, config) if config.teacher else None
+        self.preference = prefer.Preference(config.dpo_beta) if config.dpo_beta else None
         # Whether the Trainer counts label tokens and leaves dividing by them to `compute_loss`.
         self.model_accepts_loss_kwargs = arguments.average_tokens_across_devices
         for name, part, count in zip(parts, parts.values(), self.counts):
@@ -200,11 +175,22 @@ class PaveTrainer(Trainer):
         count = sum((batch["labels"][:, 1:] != IGNORE).sum() for batch in batch_samples)
         return self.accelerator.gather(torch.as_tensor(count, device=device)).sum()
 
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *more: Any, **named: Any) -> Tensor:
+        """A micro-batch, measured."""
+        with self.gauges.micro_step(inputs):
+            return super().training_step(model, inputs, *more, **named)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """With what was measured, where it is about a step."""
+        if "loss" in logs:
+            logs = {**logs, **self.gauges.take(), **(self.preference.take() if self.preference else {})}
+        super().log(logs, start_time)
+
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """A micro-batch's part of the mean over all label tokens of a step, however many ranks share the step."""
-        outputs = model(**inputs)
+        outputs = (self.preference or self.teacher or _call)(model, inputs)
         loss = outputs["loss"]
         if num_items_in_batch is not None:
             # Gradients are averaged over the ranks, so each loss counts as many times as there are ranks.
@@ -230,7 +216,9 @@ class PaveTrainer(Trainer):
 
     def _whole(self) -> AbstractContextManager[None]:
         named = self.pave_model.named_parameters()
-        return ranks.whole(self.pave_model, {n: p for n, p in named if part_of(n).startswith(("patch ", "LoRA"))})
+        tuned = {f"base.{name}" for name in self.pave_model.tuned}
+        ours = {n: p for n, p in named if n in tuned or part_of(n).startswith(("patch ", "LoRA"))}
+        return ranks.whole(self.pave_model, ours)
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
@@ -239,6 +227,10 @@ class PaveTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Nothing: `main` has read the patch folder, before anything was sharded."""
+
+
+def _call(model: nn.Module, inputs: dict[str, Any]) -> Any:
+    return model(**inputs)
 
 
 def parameter_groups(config: Config, model: Pave, arguments: TrainingArguments) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from pave import distill
 from pave.config import BaseConfig, Config
 from pave.io import store
 from pave.lora import check_same
@@ -18,13 +19,13 @@ from pave.types import UserError
 
 FILE = "base.safetensors"
 """The base's tensors that are not as published, under their names inside the base."""
-PARTS = {"vision_tower": "tower", "multi_modal_projector": "projector", "image_newline": "projector"}
-"""By a piece of a tensor's name."""
-LLM = "llm"
+LLM, LESSON = "llm", "lesson"
+PARTS = {"vision_tower": "tower", "multi_modal_projector": "projector", "image_newline": "projector", LESSON: LESSON}
+"""By a piece of a tensor's name; the lesson is there where a teacher is."""
 
 
 def part_of(name: str) -> str:
-    """The part of a base that a tensor belongs to: tower, projector or llm."""
+    """The part of a base that a tensor belongs to: tower, projector, lesson or llm."""
     return next((PARTS[piece] for piece in name.split(".") if piece in PARTS), LLM)
 
 
@@ -39,10 +40,13 @@ def start(model: Pave, config: Config) -> None:
     Raises UserError for an unknown part, settings that exclude it, a folder that does not fit.
     """
     base = config.base
+    distill.prepare(model, config)
     known = list(dict.fromkeys(part_of(name) for name, _ in model.base.named_parameters()))
     for part in base.learn:
         if part not in known:
             raise UserError(f"base.learn: no part '{part}'; {nearest(part, known)}")
+    if config.teacher and not base.learn:
+        raise UserError("teacher: nothing learns from it; set base.learn=[tower,projector]")
     if base.learn and (base.dtype != "float32" or base.quantize != "none"):
         raise UserError(
             "base.learn: weights that learn are kept whole; set base.dtype=float32 base.quantize=none (train.bf16 does "
@@ -55,7 +59,8 @@ def start(model: Pave, config: Config) -> None:
     if base.init:
         fill(model, Path(base.init) / FILE)
     rests = re.compile(getattr(model.base, "rests", r"(?!)"))
-    learning = [n for n in state_names(model.base) if part_of(n) in base.learn and not rests.fullmatch(n)]
+    parts = (*base.learn, LESSON)
+    learning = [n for n in state_names(model.base) if part_of(n) in parts and not rests.fullmatch(n)]
     for name, parameter in model.base.named_parameters():
         if name in learning:
             parameter.requires_grad_(True)
@@ -78,9 +83,11 @@ def state(model: Pave) -> dict[str, Tensor]:
 def fill(model: Pave, file: Path) -> None:
     """Replace tensors of the base by those of a file. Raises UserError for one the base does not have, or of its shape.
 
-    They may be few: a stage learns some parts only.
+    They may be few: a stage learns some parts only. A lesson is left out where there is no teacher any more.
     """
     given: Mapping[str, Tensor] = store.read_safetensors(file).state
+    if not hasattr(model.base, LESSON):
+        given = {name: tensor for name, tensor in given.items() if part_of(name) != LESSON}
     mine = {name: x for name, x in model.base.state_dict(keep_vars=True).items() if name in given}
     check_same({n: tuple(x.shape) for n, x in mine.items()}, {n: tuple(x.shape) for n, x in given.items()}, file)
     for name, tensor in mine.items():

@@ -241,3 +241,16 @@ def test_a_quantized_base_needs_its_package(world: World, monkeypatch: pytest.Mo
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"base\.quantize=nf4: the package bitsandbytes is not installed"):
         llava_onevision.load(str(world.base), quantize="nf4")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"report_to": "wandb2"}, "'wandb2' is not installed"),
+        ({"report_to": ["tensorboard", "wandb2"]}, "'wandb2' is not installed"),
+        ({"resume_from_checkpoint": "runs/x"}, "give --resume"),
+    ],
+)
+def test_settings_that_would_be_ignored_or_break_later(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        train.check_arguments(Config(train=settings))

@@ -11,11 +11,13 @@ from conftest import World
 from safetensors.torch import load_file, save_file
 from tiny import make_config
 
-from pave import checkpoint, live, train, tune
+from pave import checkpoint, live, mix, plug, train, tune
+from pave import config as configs
 from pave.config import Config, LoraConfig
 from pave.types import UserError
 
 ALONE = LoraConfig(r=0)
+SYSTEMS = sorted((Path(__file__).parent.parent / "configs/systems").glob("*.yaml"))
 
 
 def tuned(world: World, learn: list[str], init: str = "", lora: LoraConfig = ALONE, **settings: object) -> Config:
@@ -105,3 +107,15 @@ def test_such_a_folder_is_not_put_on_another_model(world: World, tmp_path: Path)
     model = checkpoint.create(plain)
     with pytest.raises(UserError, match="load it alone"):
         live.add(model, plain, "other", tmp_path / "tuned")
+
+
+@pytest.mark.parametrize("file", SYSTEMS, ids=lambda file: file.stem)
+def test_recipes_of_whole_models_are_whole(file: Path) -> None:
+    config = configs.load(file)
+    train.check_arguments(config)
+    assert {*config.base.learn} <= {"tower", "projector", "llm"}
+    assert config.base.dtype == "float32"
+    assert config.lora.r == 0
+    for one in mix.tasks(config).values():
+        assert "train" in plug.load("tasks", one.data.task).SPLITS
+    assert (file.parents[2] / config.train["deepspeed"]).is_file()

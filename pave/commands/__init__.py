@@ -21,9 +21,25 @@ class Help(argparse.HelpFormatter):
 
 def command(commands: Any, name: str, text: str, run: Handler) -> argparse.ArgumentParser:
     """The parser of a new command."""
+
+    def checked(arguments: argparse.Namespace) -> str | tuple[str, int] | None:
+        check_device(getattr(arguments, "device", None) or "cpu")
+        return run(arguments)
+
     parser = commands.add_parser(name, help=text, description=text, formatter_class=Help)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=checked)
     return parser
+
+
+def check_device(name: str) -> None:
+    """Raises UserError where CUDA is asked for and not there."""
+    if name.startswith("cuda"):
+        import torch
+
+        from pave.types import UserError
+
+        if not torch.cuda.is_available():
+            raise UserError(f"--device {name}: no CUDA device found; use cpu")
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:

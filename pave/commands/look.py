@@ -11,16 +11,16 @@ from pave.commands import Help, add_checkpoint, add_config, add_extraction, comm
 
 def add(commands: Any) -> None:
     """Their parsers."""
-    for parser in (_list, _show, _bench, _profile, _explain):
+    for parser in (_list, _show, _bench, _profile, _explain, _report):
         parser(commands)
 
 
 def _list(commands: Any) -> None:
     def run(a: argparse.Namespace) -> str:
-        from pave import plug, zoo
+        from pave import plug, shelf, zoo
 
-        if a.kind == "zoo":
-            return zoo.table()
+        if a.kind in ("zoo", "bases"):
+            return zoo.table() if a.kind == "zoo" else shelf.table()
         kinds = [a.kind] if a.kind else ["sides", "bases", "tasks"]
         return "\n".join(f"{kind}: {', '.join(plug.names(kind))}" for kind in kinds)
 
@@ -41,10 +41,10 @@ def _show(commands: Any) -> None:
 
 
 def _bench(commands: Any) -> None:
-    text = "time and memory: of the patch, of extraction, of decoding"
+    text = "time and memory: of the patch, of extraction, of decoding, of what bases see"
     kinds = commands.add_parser("bench", help=text, description=text, formatter_class=Help)
     benches = kinds.add_subparsers(required=True, metavar="WHAT")
-    for parser in (_bench_patch, _bench_extract, _bench_decode):
+    for parser in (_bench_patch, _bench_extract, _bench_decode, _bench_bases):
         parser(benches)
 
 
@@ -88,6 +88,28 @@ def _bench_decode(benches: Any) -> None:
 
     parser = command(benches, "decode", "32 frames of a video against all of them", run)
     parser.add_argument("video", type=Path)
+
+
+def _bench_bases(benches: Any) -> None:
+    def run(a: argparse.Namespace) -> str:
+        from pave import bench, bench_bases
+
+        how = {"reps": a.reps, "threads": a.threads, "device": a.device, "dtype": a.dtype}
+        rows = bench_bases.measure(a.bases or bench_bases.COMPARED, a.frames, tuple(a.size), **how)
+        if a.out:
+            bench.save(rows, a.out)
+        return bench_bases.table(rows, a.frames)
+
+    text = "from frames to the tokens of several bases, in turns, at true sizes with random weights"
+    parser = command(benches, "bases", text, run)
+    parser.add_argument("bases", nargs="*", metavar="BASE", help="the first is what others are compared with")
+    parser.add_argument("--frames", type=int, default=8, metavar="N")
+    parser.add_argument("--size", type=int, nargs=2, default=(480, 640), metavar=("ROWS", "COLUMNS"))
+    parser.add_argument("--reps", type=int, default=3, help="turns of each base; the median counts")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the rows as .json or .csv")
 
 
 def _profile(commands: Any) -> None:
@@ -141,3 +163,14 @@ def _explain(commands: Any) -> None:
     )
     parser.add_argument("--answer", metavar="TEXT", help="explain this answer; default: what the model says")
     parser.add_argument("--token", type=int, metavar="N", help="of a frame, row by row; default: what changes most")
+
+
+def _report(commands: Any) -> None:
+    def run(a: argparse.Namespace) -> str:
+        from pave import report
+
+        return report.main(a.run_folder)
+
+    text = "a training run as one page, report.html; `pave train` makes it at each save and at its end"
+    parser = command(commands, "report", text, run)
+    parser.add_argument("run_folder", type=Path, metavar="OUT", help="of `pave train`")

@@ -91,7 +91,7 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         units = len(x)
-        x = x + self.temporal_embedding[:, :, None]  # added in every layer and never taken off
+        x = x + self.temporal_embedding[:, : x.shape[1], None]  # added in every layer and never taken off
         moments = self.temporal_layer_norm1(x).transpose(1, 2).flatten(0, 1)
         x = x + self.temporal_attn(moments).unflatten(0, (units, -1)).transpose(1, 2)
         x = x.flatten(0, 1)
@@ -109,7 +109,10 @@ class Encoder(nn.Module):
 
 
 class Tower(nn.Module):
-    """float[N,F,3,S,S] -> float[N,F,1+P,W], a class token first: hidden_states[-2] of the published class."""
+    """float[N,F,3,S,S] -> float[N,F,1+P,W], a class token first: hidden_states[-2] of the published class.
+
+    F is `frames`, or fewer where the tower teaches.
+    """
 
     def __init__(
         self,
