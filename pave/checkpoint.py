@@ -32,17 +32,22 @@ GEOMETRY = (
 
 def load_base(config: BaseConfig, weights: bool = True, trim_vocabulary: bool = True) -> Any:
     """The base that a config names; frozen."""
-    base = plug.load("bases", config.name).load(
-        configs.resolve(config.path),
-        newline=config.newline,
-        pool=config.pool,
-        dtype=getattr(torch, config.dtype),
-        attention=config.attention,
-        vision_heads=config.vision_heads,
-        trim_vocabulary=trim_vocabulary,
-        quantize=config.quantize,
-        weights=weights,
-    )
+    try:
+        base = plug.load("bases", config.name).load(
+            configs.resolve(config.path),
+            newline=config.newline,
+            pool=config.pool,
+            dtype=getattr(torch, config.dtype),
+            attention=config.attention,
+            vision_heads=config.vision_heads,
+            trim_vocabulary=trim_vocabulary,
+            quantize=config.quantize,
+            weights=weights,
+        )
+    except ImportError as error:
+        if config.attention == "sdpa":
+            raise
+        raise UserError(f"base.attention={config.attention}: {error}; install it, or set it to sdpa") from error
     lora.freeze(base)
     return base
 
@@ -71,7 +76,7 @@ def make_patch(config: PatchConfig, query_dim: int, embed_dim: int) -> Patch:
 
 
 def create(config: Config, weights: bool = True) -> Pave:
-    """A fresh model: frozen base, LoRA and patches at their start; what trains is what the config says.
+    """A fresh model: frozen base, LoRA and patches at their start or that of their `init`; what trains as configured.
 
     Without weights: shapes only, and no `init`. Raises UserError where an `init` folder does not fit.
     """

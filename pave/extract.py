@@ -219,6 +219,10 @@ def _claim(out: Path, meta: store.Meta, dtype: str) -> None:
             was = ", ".join(f"{k} {theirs[k]}" for k in other)
             raise UserError(f"{path}: this store holds features with {was}; choose another folder, or delete this one")
         return
+    if strange := next((file for file in out.glob("*") if file.suffix in (".safetensors", ".pt")), None):
+        raise UserError(
+            f"{strange}: features are there that have no {MANIFEST} to tell what they are; choose another folder"
+        )
     with atomic_file(path) as temporary:
         temporary.write_text(text)
 

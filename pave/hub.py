@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError, HTTPError
 
-from pave import checkpoint, live, model
+from pave import __version__, checkpoint, evaluate, live, model, score
 from pave import config as configs
 from pave.config import Config
-from pave.evaluate import load_model
 from pave.io.atomic import atomic_folder
 from pave.io.hub import folder as hub_folder
 from pave.types import UserError
@@ -41,20 +42,25 @@ class Pave(model.Pave):
 
         Raises UserError where there is no such folder, no way to the hub, or a tensor is missing or misshapen.
         """
-        return cls(*load_model(_folder(source), None, overrides, device=device))
+        return cls(*evaluate.load_model(_folder(source), None, overrides, device=device))
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write a folder of ours with a model card, whole or not at all."""
-        self._save(Path(folder), Path(folder).name)
+    def save_pretrained(self, folder: str | Path, license: str = "", results: Sequence[str | Path] = ()) -> None:
+        """Write a folder of ours with a model card, whole or not at all; `results` are folders of `pave eval`.
 
-    def push_to_hub(self, repository: str, private: bool = False) -> str:
+        Raises UserError for a folder without scores, or with those of other weights.
+        """
+        self._save(Path(folder), Path(folder).name, license, results)
+
+    def push_to_hub(
+        self, repository: str, private: bool = False, license: str = "", results: Sequence[str | Path] = ()
+    ) -> str:
         """Upload what `save_pretrained` writes to a repository, made if there is none. Returns its address.
 
-        Raises UserError without a way to the hub, a valid name or the right to write.
+        Raises UserError without a way to the hub, a valid name or the right to write, and as `save_pretrained`.
         """
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "model"
-            self._save(folder, repository)
+            self._save(folder, repository, license, results)
             try:
                 api = HfApi()
                 api.create_repo(repository, private=private, exist_ok=True)
@@ -63,10 +69,11 @@ class Pave(model.Pave):
                 reason = (str(error) or type(error).__name__).splitlines()[0]
                 raise UserError(f"{repository}: the hub refuses: {reason}; check name, login and network") from error
 
-    def _save(self, folder: Path, name: str) -> None:
+    def _save(self, folder: Path, name: str, license: str, results: Sequence[str | Path]) -> None:
         with atomic_folder(folder) as temporary:
             checkpoint.write(self, self.config, temporary)
-            (temporary / CARD_FILE).write_text(card(self, checkpoint.as_it_is(self, self.config), name))
+            text = card(self, checkpoint.as_it_is(self, self.config), name, license, [Path(one) for one in results])
+            (temporary / CARD_FILE).write_text(text)
 
     def add(self, name: str, source: str | Path, overrides: Sequence[str] = ()) -> None:
         """Put the patch and the LoRA of a folder of ours on this model as patch `name`; see `live.add`."""
@@ -91,7 +98,9 @@ CARD = """---
 
 # {name}
 
-{summary}
+{summary} Made with [PAVE](https://arxiv.org/abs/2503.19794), by `pave` {version}.
+
+{intended}
 
 | patch | side-channel | token width | inner width, heads, layers | parameters | weight |
 |---|---|---|---|---|---|
@@ -99,15 +108,12 @@ CARD = """---
 
 {lora}
 
-## Recipe
-
-Task `{task}`, {frames} frames a video, newline `{newline}`; features of {encoders}. Set apart from the published
-recipe of PAVE (arXiv 2503.19794): {recipe}. `pave.yaml` holds all settings.
-
 ## Use
 
+With `pave` installed, and these files in the folder `{folder}`:
+
 ```
-pave demo --ckpt {name} --video clip.mp4 --ask "What is heard?"{flags}
+pave demo --ckpt {folder} --video clip.mp4 --ask "What is heard?"{flags}
 ```
 
 ```python
@@ -122,23 +128,65 @@ print(answer(model, model.config, Path("clip.mp4"), "What is heard?", {features}
 
 The command wants a local folder. The adapter files alone are a plain peft folder for the base.
 
+## Training
+
+* Data: {data}. {terms}
+* Side-channels: features of {encoders}.
+* Video: {frames} frames, newline `{newline}`.
+* Set apart from the published recipe of PAVE: {recipe}. `pave.yaml` holds all settings.
+
+## Results
+
+{results}
+
+## Limits
+
+* It was trained on the data above. Other kinds of questions, videos or languages were not tried, unless this page
+  says so.
+* Each patch wants the features that it was trained with: same encoder, same options. A missing side-channel adds
+  nothing, and the answer is then a guess from the picture.
+* What the base gets wrong, and what it has learnt from its own data, is still there.
+
 ## Licence
 
-These tensors were trained on top of the base and on features of the encoders, whose licences apply to them; the
-published PAVE weights are for academic use only. Name the licence of your own here before you publish.
+{licence} These tensors were trained on top of the base and on features of the encoders, whose licences apply to them
+too; the published PAVE weights are for academic use only.
+
+## Citation
+
+```bibtex
+@inproceedings{{liu2025pave,
+  title = {{PAVE: Patching and Adapting Video Large Language Models}},
+  author = {{Zhuoming Liu and Yiquan Li and Khoi Duc Nguyen and Yiwu Zhong and Yin Li}},
+  booktitle = {{CVPR}},
+  year = {{2025}}
+}}
+```
+
+Cite the base, the encoders and the data sets too. {contact}
 """
+TODO = {
+    "intended": "TODO: what it is for, and what it is not for.",
+    "terms": "TODO: where the data came from, and under which terms.",
+    "contact": "TODO: who made it, and where to ask.",
+}
+"""What only a person can say, by its place in the card."""
 
 
-def card(trained: model.Pave, config: Config, name: str) -> str:
-    """The model card of a folder, Markdown with metadata; `name` is the folder or the repository."""
-    base, sides = config.base, config.sides
+def card(trained: model.Pave, config: Config, name: str, license: str = "", results: Sequence[Path] = ()) -> str:
+    """The model card of a folder, Markdown with metadata; `name` is the folder or the repository.
+
+    Raises UserError for results that are not there or of other weights.
+    """
+    base, sides, data = config.base, config.sides, config.data
     public = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", base.path) is not None and not Path(base.path).exists()
     channels = {patch: side.side or patch for patch, side in sides.items()}
     metadata = {
         "library_name": "pave",
         "pipeline_tag": "video-text-to-text",
         "tags": list(dict.fromkeys(["pave", "video", *channels.values(), *(["lora"] if config.lora.r else [])])),
-        **({"base_model": base.path} if public else {}),
+        **({"license": license} if license else {}),
+        **({"base_model": base.path, "base_model_relation": "adapter"} if public else {}),
     }
     rows = [
         f"| {patch} | {channels[patch]} | {side.dim} | {side.width}, {side.heads}, {side.depth} "
@@ -150,15 +198,19 @@ def card(trained: model.Pave, config: Config, name: str) -> str:
     if config.patch_lr is not None:
         said["patch_lr"] = config.patch_lr
     where = f"`{base.path}`" if public else f"a `{base.name}` base that is not on the hub (give `base.path=FOLDER`)"
+    tasks = [one.task or task for task, one in data.mix.items()] or [data.task]
     return CARD.format(
+        **TODO,
         metadata=yaml.safe_dump(metadata, sort_keys=False),
         name=name,
+        folder=Path(name).name,
+        version=__version__,
         summary=f"Patches for {', '.join(dict.fromkeys(channels.values())) or 'no side-channel'} on {where}.",
         patches="\n".join(rows),
         lora=f"LoRA on the language model: rank {config.lora.r}, alpha {config.lora.alpha}."
         if config.lora.r
         else "No LoRA.",
-        task=config.data.task,
+        data=f"{', '.join(f'`{task}`' for task in tasks)}, split `{data.train_split}`",
         frames=base.frames,
         newline=base.newline,
         encoders=", ".join(f"`{Path(s.encoder).name}`" for s in sides.values() if s.encoder) or "the usual encoders",
@@ -166,4 +218,38 @@ def card(trained: model.Pave, config: Config, name: str) -> str:
         flags="".join(f" --features {patch}={file}" for patch, file in files.items()),
         overrides="" if public else ', ["base.path=FOLDER"]',
         features="{" + ", ".join(f'"{patch}": Path("{file}")' for patch, file in files.items()) + "}",
+        results="\n\n".join(_scores(trained, config, folder) for folder in results) or "None are given.",
+        licence=f"`{license}`." if license else "TODO: name the licence of your own.",
     )
+
+
+def _scores(trained: model.Pave, config: Config, folder: Path) -> str:
+    """What `pave eval` found, as a table with all that it needs to be understood."""
+    found, manifest = (_json(folder / file) for file in (score.METRICS, score.MANIFEST))
+    # Half precision rounds the base's norms, which the hash covers, so it can be compared in one type only.
+    same = manifest["base"]["dtype"] == config.base.dtype and manifest["sides"]
+    if same and manifest["weights"] != evaluate.fingerprint(trained):
+        raise UserError(f"{folder}: scores of other weights than this model's; run `pave eval` on this one")
+    used = [f"{name} ({side['probe']})" if side["probe"] else name for name, side in manifest["sides"].items()]
+    count, chance = found["coverage"], found["chance"]
+    about = (
+        f"`{found['task']}`, split `{found['split']}`: {count['answered']} of {count['questions']} questions answered"
+    )
+    limit = f", only the first {count['asked']} asked" if count["asked"] < count["questions"] else ""
+    rows = [
+        f"| {name} | {x if isinstance(x, int) else f'{x:.4g}'} | {f'{chance[name]:.4g}' if name in chance else ''} |"
+        for name, x in found["metrics"].items()
+    ]
+    return "\n".join(
+        [
+            f"{about}{limit}. Side-channels: {', '.join(used) or 'none'}; weights in {manifest['base']['dtype']}.",
+            *("", "| metric | score | chance |", "|---|---|---|"),
+            *rows,
+        ]
+    )
+
+
+def _json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise UserError(f"{file}: no such file; expected a folder that `pave eval` wrote")
+    return json.loads(file.read_text())

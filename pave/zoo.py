@@ -16,7 +16,12 @@ ENCODERS = {
     "dense": ["encoder=LanguageBind_Video_merge", "encoder_options=[tower=languagebind]"],
 }
 """Sides that `pave demo` can make from the video itself, with the published weights of their encoders."""
-FOLDERS = {("avsd", "audio"): "Charades_*_audio_imagebind_feat"}
+LENGTHS = {"videomme": 16, "mvbench": 16, "mlvu": 16}
+"""Of answers, where they are a letter."""
+FOLDERS = {
+    ("avsd", "audio"): "Charades_*_audio_imagebind_feat",
+    **{(task, "dense"): "languagebind_feat" for task in LENGTHS},
+}
 """Of published features below the data, where their names are known; else features/SIDE."""
 METRICS = {
     "avsd": ("CIDEr",),
@@ -160,7 +165,7 @@ def commands(release: Release) -> list[str]:
         f"pave fetch {release.name}",
         *(
             " ".join(["pave eval", *model, *_stored(sides, task), f"data.task={task} data.root=data/{task}"])
-            + f" --split {SPLITS.get(task, 'test')} --max-new-tokens 1024 --out {ckpt}/{task}"
+            + f" --split {SPLITS.get(task, 'test')} --max-new-tokens {LENGTHS.get(task, 1024)} --out {ckpt}/{task}"
             for task in release.published
         ),
         " ".join(["pave demo", *model, *made, *ready, '--video VIDEO.mp4 --ask "What happens here?"']),

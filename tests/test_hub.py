@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import re
 import shutil
 import subprocess
@@ -20,6 +22,7 @@ from trained import make_batch, save_trained, side_config, tensors
 
 import pave
 from pave import Pave, checkpoint, cli, hub
+from pave.config import TaskConfig
 from pave.io import hub as hub_files
 from pave.types import UserError
 
@@ -153,11 +156,52 @@ def test_model_card(folders: dict[str, Path], tmp_path: Path) -> None:
     assert "`patch_lr=0.005`" in text
     assert str(tmp_path) not in text
     assert "academic use only" in text
+    assert "`sideworld`, split `train`" in text
+    assert "None are given." in text
+    assert "TODO: name the licence of your own." in text
+    assert all(todo in text for todo in hub.TODO.values())
+    assert text.count("TODO") == len(hub.TODO) + 1
     # On a base of the hub, the card says so.
     config = model.config.__class__(sides=model.config.sides)
     public = hub.card(model, config, "me/mine")
-    assert yaml.safe_load(public.split("---\n")[1])["base_model"] == "lmms-lab/llava-onevision-qwen2-0.5b-ov"
+    metadata = yaml.safe_load(public.split("---\n")[1])
+    assert metadata["base_model"] == "lmms-lab/llava-onevision-qwen2-0.5b-ov"
+    assert metadata["base_model_relation"] == "adapter"
     assert 'Pave.from_pretrained("me/mine")' in public
+    assert "pave demo --ckpt mine " in public
+    huggingface_hub.ModelCard(public).data.to_dict()
+    # Several tasks of one run, and a licence.
+    mixed = dataclasses.replace(config.data, mix={"avsd": TaskConfig(), "more": TaskConfig(task="avqa")})
+    public = hub.card(model, dataclasses.replace(config, data=mixed), "me/mine", "cc-by-nc-sa-4.0")
+    assert "Data: `avsd`, `avqa`, split `train`." in public
+    assert huggingface_hub.ModelCard(public).data.license == "cc-by-nc-sa-4.0"
+    assert public.count("TODO") == len(hub.TODO)
+
+
+def test_scores_on_the_card(folders: dict[str, Path], world: World, tmp_path: Path) -> None:
+    """With all that is needed to understand them, and never those of another model."""
+    for name, options in (
+        ("right", ["--limit", "2"]),
+        ("deaf", ["--limit", "2", "--side", "audio=drop"]),
+        ("base", ["--limit", "2", "--base-only"]),
+        ("half", ["--limit", "2", "base.dtype=float16"]),
+    ):
+        words = ["eval", "--ckpt", str(folders["audio"]), "--out", str(tmp_path / name), "--workers", "0"]
+        assert cli.main([*words, "--max-new-tokens", "2", *options]) == 0
+    model = Pave.from_pretrained(folders["audio"], device="cpu")
+    model.save_pretrained(tmp_path / "mine", results=[tmp_path / name for name in ("right", "deaf", "base", "half")])
+    text = (tmp_path / "mine/README.md").read_text()
+    asked = f"`sideworld`, split `test`: 2 of {5 * 3} questions answered, only the first 2 asked. Side-channels: "
+    for used in ("audio; weights in float32", "audio (drop)", "none", "audio; weights in float16"):
+        assert f"{asked}{used}" in text
+    metrics = json.loads((tmp_path / "right/metrics.json").read_text())
+    assert f"| which_sound | {metrics['metrics']['which_sound']:.4g} | 0.125 |" in text
+    assert "| n | 2 |  |" in text
+    other = Pave.from_pretrained(folders["music"], device="cpu")
+    for results, message in (("right", "scores of other weights"), ("nowhere", "no such file; expected a folder that")):
+        with pytest.raises(UserError, match=message):
+            other.save_pretrained(tmp_path / "other", results=[tmp_path / results])
+        assert not (tmp_path / "other").exists()
 
 
 def test_the_commands_of_the_card_run(
@@ -170,7 +214,8 @@ def test_the_commands_of_the_card_run(
     shutil.copytree(world.base, tmp_path / "FOLDER")
     monkeypatch.chdir(tmp_path)
     text = (tmp_path / "mine/README.md").read_text()
-    command, snippet = re.findall(r"```(?:python)?\n(.*?)```", text, re.S)
+    command, snippet, citation = re.findall(r"```\w*\n(.*?)```", text, re.S)
+    assert citation.startswith("@inproceedings{liu2025pave,\n  title = {PAVE:")
     words = command.replace('"', "").split(" --ask What is heard? ")
     assert cli.main([*words[0].split()[1:], "--ask", "What is heard?", *words[1].split(), "--device", "cpu"]) == 0
     said = capsys.readouterr().out
