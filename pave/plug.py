@@ -27,7 +27,14 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
 def load(kind: str, name: str) -> ModuleType:
     """Import plugin `name`; an error inside the plugin comes through untouched. Raises UserError if there is none."""
     if "." in name:
-        return importlib.import_module(name)
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name and f"{name}.".startswith(f"{error.name}."):
+                raise UserError(
+                    f"no module '{name}': '{error.name}' is not there; is its folder on PYTHONPATH?"
+                ) from error
+            raise
     if name not in names(kind):
         raise UserError(f"no {kind[:-1]} named '{name}'; {nearest(name, names(kind))}")
     return importlib.import_module(f"pave.{kind}.{name}")

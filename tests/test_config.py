@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pave import checkpoint, config, train
+from pave import checkpoint, config, plug, train
 from pave.types import UserError
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
@@ -71,3 +71,14 @@ def test_missing_and_broken_files(tmp_path: Path) -> None:
 
 def test_small_floats_are_numbers() -> None:
     assert config.load(CONFIGS[0], ["train.learning_rate=2e-5"]).train["learning_rate"] == 2e-5
+
+
+def test_a_module_of_the_users_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("nowhere.side", "pave.nowhere"):
+        with pytest.raises(UserError, match="PYTHONPATH"):
+            plug.load("sides", name)
+    (tmp_path / "mine_package").mkdir()
+    (tmp_path / "mine_package/broken.py").write_text("import not_installed_at_all")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="not_installed_at_all"):
+        plug.load("sides", "mine_package.broken")
