@@ -64,7 +64,7 @@ def _plot(kinds: list[str], columns: list[dict[str, float]], file: Path) -> None
     try:
         import matplotlib
     except ImportError as error:
-        raise UserError(f"{file}: a plot needs matplotlib; pip install 'pave[plot]'") from error
+        raise UserError(f"{file}: a plot needs matplotlib; pip install -e '.[plot]'") from error
     matplotlib.use("agg")
     from matplotlib import pyplot
 

@@ -228,7 +228,7 @@ def check(file: Path) -> None:
     try:
         import matplotlib
     except ImportError as error:
-        raise UserError(f"{file}: pictures need matplotlib; pip install 'pave[plot]'") from error
+        raise UserError(f"{file}: pictures need matplotlib; pip install -e '.[plot]'") from error
     matplotlib.use("agg")
 
 

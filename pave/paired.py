@@ -209,7 +209,7 @@ def _plot(compared: Comparison, file: Path) -> Path:
     try:
         import matplotlib
     except ImportError as error:
-        raise UserError(f"{file}: a plot needs matplotlib; pip install 'pave[plot]'") from error
+        raise UserError(f"{file}: a plot needs matplotlib; pip install -e '.[plot]'") from error
     matplotlib.use("agg")
     from matplotlib import pyplot
 

@@ -15,7 +15,7 @@ def meteor(items: Sequence[tuple[Sequence[Sequence[str]], Sequence[str]]]) -> fl
     """METEOR of a corpus of (references, prediction), as words. Raises UserError without Java or pycocoevalcap."""
     package = find_spec("pycocoevalcap")
     if not shutil.which("java") or package is None or not package.submodule_search_locations:
-        raise UserError("it needs java and pycocoevalcap; install Java and pip install 'pave[captions]'")
+        raise UserError("it needs java and pycocoevalcap; install Java and pip install -e '.[captions]'")
     jar = Path(package.submodule_search_locations[0]) / "meteor/meteor-1.5.jar"
     # The program writes and reads numbers with the comma of the locale.
     command = ["java", "-Duser.language=en", "-Duser.country=US", "-Xmx2G", "-jar", str(jar)]
