@@ -261,7 +261,7 @@ def test_what_is_refused(
     with pytest.raises(UserError, match=r"nothing to explain \(audio: .*no encoder"):
         explain.explain(session, video, ASK, {}, {}, "hum")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(UserError, match=r"pip install 'pave\[plot\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[plot\]'"):
         draw.check(tmp_path)
 
 
