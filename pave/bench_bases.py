@@ -24,8 +24,8 @@ from transformers import DynamicCache
 from pave import checkpoint, meter, profile
 from pave.config import BaseConfig
 from pave.model import Pave
+from pave.parts import part_of
 from pave.plug import nearest
-from pave.train import part_of
 from pave.types import UserError
 
 DType = Literal["float32", "bfloat16"]

@@ -25,7 +25,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from transformers import DynamicCache
 
 from pave.model import Pave
-from pave.train import part_of
+from pave.parts import part_of
 from pave.types import UserError, VideoTokens
 
 PICTURE = (480, 640)

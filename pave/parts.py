@@ -21,7 +21,12 @@ def describe(model: Pave) -> str:
     return "\n".join([*rows, f"{'total':<24}{total[0]:>14,}{total[1]:>16,}"])
 
 
-PARTS = {"vision_tower": "vision tower", "multi_modal_projector": "projector", "image_newline": "newline"}
+PARTS = {
+    "vision_tower": "vision tower",
+    "multi_modal_projector": "projector",
+    "image_newline": "newline",
+    "lesson": "lesson",
+}
 """By a piece of a parameter's name."""
 
 

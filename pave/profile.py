@@ -20,8 +20,9 @@ from pave.config import Config
 from pave.io.atomic import atomic_file
 from pave.meter import Shape
 from pave.model import Pave
+from pave.parts import PARTS, part_of
 from pave.plug import nearest
-from pave.train import PARTS, RECIPE, part_of
+from pave.train import RECIPE
 from pave.types import UserError
 
 TEXT = 46

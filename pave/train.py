@@ -21,7 +21,6 @@ from pave import checkpoint, distill, gauges, mix, prefer, ranks, report
 from pave.config import Config
 from pave.data import Questions, collate
 from pave.model import Pave
-from pave.parts import PARTS as PARTS
 from pave.parts import describe, part_of, trained
 from pave.plug import nearest
 from pave.resume import STATE, is_done, newest_checkpoint

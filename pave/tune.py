@@ -14,19 +14,21 @@ from pave.config import BaseConfig, Config
 from pave.io import store
 from pave.lora import check_same
 from pave.model import Pave
+from pave.parts import PARTS
 from pave.plug import nearest
 from pave.types import UserError
 
 FILE = "base.safetensors"
 """The base's tensors that are not as published, under their names inside the base."""
 LLM, LESSON = "llm", "lesson"
-PARTS = {"vision_tower": "tower", "multi_modal_projector": "projector", "image_newline": "projector", LESSON: LESSON}
-"""By a piece of a tensor's name; the lesson is there where a teacher is."""
+SHORT = {"vision tower": "tower", "newline": "projector"}
+"""What settings call a part, where not as tables do; the lesson is there where a teacher is."""
 
 
 def part_of(name: str) -> str:
     """The part of a base that a tensor belongs to: tower, projector, lesson or llm."""
-    return next((PARTS[piece] for piece in name.split(".") if piece in PARTS), LLM)
+    found = next((PARTS[piece] for piece in name.split(".") if piece in PARTS), LLM)
+    return SHORT.get(found, found)
 
 
 def is_tuned(base: BaseConfig) -> bool:
@@ -54,7 +56,7 @@ def start(model: Pave, config: Config) -> None:
         )
     if LLM in base.learn and config.lora.r:
         raise UserError("base.learn: the LLM learns itself or through LoRA; set lora.r=0, or leave out llm")
-    if config.data.video_tokens and {*base.learn} & {*PARTS.values()}:
+    if config.data.video_tokens and {*base.learn} - {LLM}:
         raise UserError("base.learn: stored video tokens are what the tower saw before; leave data.video_tokens empty")
     if base.init:
         fill(model, Path(base.init) / FILE)

@@ -269,3 +269,10 @@ def test_official_folder_from_the_command_line(capsys: pytest.CaptureFixture[str
     assert cli.main([str(a) for a in argv]) == 0
     assert capsys.readouterr().out.strip()
     assert official.is_official(GOLDEN / "e2e/tiny_pave_v5_1_3_lora_trained")
+
+
+def test_a_device_that_is_not_there_is_said_in_a_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    assert cli.main(["eval", "--ckpt", str(tmp_path), "--out", str(tmp_path / "out"), "--device", "cuda"]) == 1
+    assert "--device cuda: no CUDA device found; use cpu" in capsys.readouterr().err

@@ -200,3 +200,11 @@ def test_torchrun_and_a_slurm_array_do_their_parts(sounds: Path, tmp_path: Path)
     assert files(tmp_path / "array") == files(tmp_path / "whole")
     report = doctor.check_store(tmp_path / "array", source=sounds)
     assert report.problems == 0
+
+
+def test_features_of_unknown_origin_are_left_alone(sounds: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/a.pt").write_bytes(b"published")
+    with pytest.raises(UserError, match=r"a\.pt: features are there that have no store\.json"):
+        run(sounds, tmp_path / "out")
+    assert [f.name for f in (tmp_path / "out").iterdir()] == ["a.pt"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,7 +40,7 @@ class Pixels(NamedTuple):
     std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
 
 
-class QwenVL(nn.Module):
+class QwenVL(nn.Module, ABC):
     """encode, layout, positions and lm; `hf` is the LLM alone. A base adds how large pictures are, and its chat."""
 
     lora_targets = r"model\.language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
@@ -63,9 +64,9 @@ class QwenVL(nn.Module):
         """hidden states -> vocabulary logits."""
         return self.hf.lm_head
 
+    @abstractmethod
     def size(self, frames: int, high: int, wide: int) -> tuple[int, int]:
         """Height and width to which pictures are brought. UserError: a picture too long for its width."""
-        raise NotImplementedError
 
     def preprocess(self, frames: np.ndarray) -> Tensor:
         """uint8[T,H,W,3] -> float[t,2*3,h,w]: PIL bicubic to the nearest size of whole tokens.

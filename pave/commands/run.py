@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -86,9 +87,8 @@ def _judge(commands: Any) -> None:
     def run(a: argparse.Namespace) -> tuple[str, int]:
         from pave import judge
 
-        price = tuple(a.price) if a.price else None
-        asked = (a.judge, a.model, a.key_env, a.body, a.words, a.parallel, a.tries, a.timeout, a.retries)
-        options = judge.Options(*asked, price, a.max_cost, a.device, a.limit, a.allow_missing)
+        given = {field.name: getattr(a, field.name) for field in dataclasses.fields(judge.Options)}
+        options = judge.Options(**{**given, "price": tuple(a.price) if a.price else None})
         return judge.main(a.predictions, a.task, a.split, a.data, options)
 
     parser = command(commands, "judge", "let a language model judge free answers, and score them", run)

@@ -57,6 +57,7 @@ def _result(item: Item, future: Future, seconds: float) -> tuple[Item, Any]:
     from pebble import ProcessExpired
 
     try:
+        # Our own process wrote it, as any result that comes through a pool.
         return item, pickle.loads(future.result())
     except UserError as error:
         return item, error
