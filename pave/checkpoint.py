@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pave import config as configs
 from pave import lora, plug, tune
+from pave.bases._read import Settings
 from pave.config import BaseConfig, Config, LoraConfig, PatchConfig
 from pave.io import store
 from pave.io.atomic import atomic_folder
@@ -30,20 +31,12 @@ GEOMETRY = (
 """What two patches with interchangeable tensors have in common."""
 
 
-def load_base(config: BaseConfig, weights: bool = True, trim_vocabulary: bool = True) -> Any:
+def load_base(config: BaseConfig, weights: bool = True) -> Any:
     """The base that a config names; frozen."""
+    settings = {name: getattr(config, name) for name in Settings._fields}
+    how = Settings(**{**settings, "dtype": getattr(torch, config.dtype)})
     try:
-        base = plug.load("bases", config.name).load(
-            configs.resolve(config.path),
-            newline=config.newline,
-            pool=config.pool,
-            dtype=getattr(torch, config.dtype),
-            attention=config.attention,
-            vision_heads=config.vision_heads,
-            trim_vocabulary=trim_vocabulary,
-            quantize=config.quantize,
-            weights=weights,
-        )
+        base = plug.load("bases", config.name).load(configs.resolve(config.path), how, weights)
     except ImportError as error:
         if config.attention == "sdpa":
             raise

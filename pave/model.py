@@ -154,7 +154,10 @@ class Pave(nn.Module):
     ) -> Tensor | None:
         """int[A,B,L], or None for a base whose tokens stand one after the other, as usual."""
         find = getattr(self.base, "positions", None)
-        return None if pixels is None or find is None else find(ids, mask, list(pixels), frame_seconds)
+        if pixels is None or find is None:
+            return None
+        again = max(1, int((ids == VIDEO).any(1).sum()) // len(pixels))
+        return find(ids, mask, list(pixels) * again, frame_seconds and frame_seconds * again)
 
     def splice(
         self,
@@ -164,14 +167,17 @@ class Pave(nn.Module):
         frame_seconds: list[Tensor] | None = None,
         guides: Tensor | None = None,
     ) -> Tensor:
-        """int[B,L] with VIDEO at every visual position -> float[B,L,D]; videos fill the positions in order."""
+        """int[B,L] with VIDEO at every visual position -> float[B,L,D]; videos fill the positions in order.
+
+        Where rows have more videos than there are, they begin with the first again: two answers about each.
+        """
         if pixels is None:
             return self.base.hf.get_input_embeddings()(ids.clamp(min=0))
         visual = self.fuse(pixels, sides, frame_seconds, guides)
         # A row whose end was cut uses the first rows of its video, so each row starts at a video of its own.
         rows = visual.shape[1]
         videos = ((ids == VIDEO).sum(1) + rows - 1) // rows
-        return self.place(ids, visual.flatten(0, 1), (videos.cumsum(0) - videos) * rows)
+        return self.place(ids, visual.flatten(0, 1), (videos.cumsum(0) - videos) % len(visual) * rows)
 
     def place(self, ids: Tensor, visual: Tensor, first: Tensor) -> Tensor:
         """int[B,L] with VIDEO -> float[B,L,D]; a row takes those of `visual` float[M,D] from its `first` int[B] on."""

@@ -65,7 +65,11 @@ class Pairs(Questions):
 
 def collate(pairs: Sequence[Pair], pad_id: int, widths: Mapping[str, int] | None = None) -> dict[str, Any]:
     """A batch for Pave.forward of all chosen, then all rejected; `reference` float[2N] is for the loss alone."""
-    batch = data.collate([pair.chosen for pair in pairs] + [pair.rejected for pair in pairs], pad_id, widths=widths)
+    chosen, rejected = [pair.chosen for pair in pairs], [pair.rejected for pair in pairs]
+    if all(pair.chosen.guide == pair.rejected.guide for pair in pairs):
+        # Both are about the same sight, so a video is looked at once.
+        rejected = [sample._replace(pixels=None) for sample in rejected]
+    batch = data.collate(chosen + rejected, pad_id, widths=widths)
     batch["reference"] = torch.stack([pair.reference for pair in pairs], dim=1).flatten()
     return batch
 

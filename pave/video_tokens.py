@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pave import plug
+from pave.bases._read import Settings
 from pave.io import store
 from pave.types import VIDEO, Clip, SideTokens, UserError
 
@@ -55,7 +56,7 @@ def load(path: Path) -> SideTokens:
 
 def build(weights: Path, options: Options, device: torch.device | str = "cpu") -> Eyes:
     """Tower and projector of a base. UserError: not a base, or one whose positions depend on the size of pictures."""
-    base = plug.load("bases", options.base).load(str(weights), dtype=getattr(torch, options.dtype))
+    base = plug.load("bases", options.base).load(str(weights), Settings(getattr(torch, options.dtype)))
     if hasattr(base, "positions") or not hasattr(base.hf.model, "language_model"):
         raise UserError(f"{weights}: video tokens of base '{options.base}' cannot be stored; extract none")
     return Eyes(base).to(device)

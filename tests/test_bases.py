@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import LlavaOnevisionForConditionalGeneration
 
 from pave.bases import llava_onevision
+from pave.bases._read import Settings
 from pave.bases.llava_onevision import LlavaOnevision
 from pave.model import Pave
 from pave.types import UserError
@@ -99,6 +100,6 @@ def test_heads_of_an_unknown_tower_must_be_told(world: World, tmp_path: Path) ->
     (folder / "config.json").write_text(json.dumps(settings))
     with pytest.raises(UserError, match="pass vision_heads"):
         llava_onevision.load(str(folder))
-    base = llava_onevision.load(str(folder), vision_heads=vision["num_attention_heads"])
+    base = llava_onevision.load(str(folder), Settings(vision_heads=vision["num_attention_heads"]))
     assert base.hf.config.vision_config.num_hidden_layers == vision["num_hidden_layers"]
     assert base.image_size == vision["image_size"]

@@ -17,6 +17,7 @@ from transformers import LlavaOnevisionForConditionalGeneration
 
 from pave import cli
 from pave.bases import llava_onevision
+from pave.bases._read import Settings
 
 OFFICIAL = GOLDEN / "e2e/tiny-llava-onevision-qwen2-ov"
 HEADS = "base.vision_heads=4"
@@ -62,7 +63,7 @@ def test_official_tied_base_there_and_back(tmp_path: Path) -> None:
     assert model.dtype == torch.bfloat16
     assert model.config.image_token_id == 1003
     assert model.lm_head.weight is model.get_input_embeddings().weight
-    ours = llava_onevision.load(str(OFFICIAL), vision_heads=4).hf
+    ours = llava_onevision.load(str(OFFICIAL), Settings(vision_heads=4)).hf
     assert ours.config.text_config.rope_parameters == model.config.text_config.rope_parameters
     for name, x in ours.state_dict().items():
         assert torch.equal(x, model.state_dict()[name][: len(x)].float()), name

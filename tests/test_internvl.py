@@ -22,6 +22,7 @@ from transformers import InternVLForConditionalGeneration
 from pave import answer, checkpoint, plug, profile, train, video_tokens
 from pave import config as configs
 from pave.bases import internvl
+from pave.bases._read import Settings
 from pave.cli import main
 from pave.config import BaseConfig, Config, DataConfig, LoraConfig, PatchConfig
 from pave.data import Sample, collate, expand
@@ -161,7 +162,7 @@ def test_profile_and_skeleton(folder: Path, config: Config) -> None:
 
 def test_wrong_settings_tensors_and_folders_are_answered(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"set base\.newline=no_token"):
-        internvl.load(str(folder), newline="grid")
+        internvl.load(str(folder), Settings(newline="grid"))
     for told, message in (
         ({"model_type": "internvl_chat"}, "model_type is internvl_chat, expected internvl; .* ends in -hf"),
         ({"model_type": "internvl", "vision_feature_layer": -2}, "vision_feature_layer is -2, expected -1"),

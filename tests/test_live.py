@@ -15,6 +15,7 @@ from trained import SMALL, make_batch, make_folders, tensors
 
 from pave import checkpoint, live
 from pave.bases import llava_onevision
+from pave.bases._read import Settings
 from pave.config import Config, PatchConfig
 from pave.data import Questions, collate, make_sample
 from pave.io.video import read_clip
@@ -49,7 +50,7 @@ def test_switching_gives_the_bits_of_fresh_loads(folders: dict[str, Path], dtype
     model, config = checkpoint.load(folders["audio"], settings)
     config = live.add(model, config, "music", folders["music"], settings)
     asked, scored = (under(make_batch(first, model, left), "audio", "music") for left in (True, False))
-    bare = Pave(llava_onevision.load(config.base.path, dtype=getattr(torch, dtype)), {}).eval()
+    bare = Pave(llava_onevision.load(config.base.path, Settings(getattr(torch, dtype))), {}).eval()
     wanted = {"audio": one, "music": two, "": bare}
     assert len({str(answers(m, asked).tolist()) for m in wanted.values()}) == 3
     for name in ("audio", "music", "audio", "", "music"):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pave import lora
 from pave.bases import llava_onevision
+from pave.bases._read import Settings
 from pave.bases.llava_onevision import LORA_TARGETS, LlavaOnevision
 from pave.config import LoraConfig
 from pave.types import UserError
@@ -140,7 +141,7 @@ def test_merged_is_refused(base: LlavaOnevision) -> None:
 
 
 def test_a_half_precision_base_gets_float32_adapters_from_half_precision_files(world: World) -> None:
-    base = llava_onevision.load(str(world.base), dtype=torch.bfloat16)
+    base = llava_onevision.load(str(world.base), Settings(dtype=torch.bfloat16))
     lora.inject(base.hf, LORA_TARGETS, LoraConfig(r=2), weights=False)
     given = {key: torch.randn(x.shape, dtype=torch.bfloat16) for key, x in lora.state(base.hf).items()}
     lora.load_state(base.hf, given, Path("made up"))

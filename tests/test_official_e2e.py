@@ -15,6 +15,7 @@ from torch.testing import assert_close
 
 from pave import lora, official
 from pave.bases import llava_onevision
+from pave.bases._read import Settings
 from pave.config import BaseConfig, Config
 from pave.data import expand, pad
 from pave.model import Pave
@@ -89,7 +90,7 @@ def check_run(model: Pave, name: str, sides: dict[str, Any], videos: str = "a") 
 
 
 def test_base_alone() -> None:
-    base = llava_onevision.load(BASE, newline="one_token", vision_heads=4, trim_vocabulary=False)
+    base = llava_onevision.load(BASE, Settings(newline="one_token", vision_heads=4), trim_vocabulary=False)
     model = Pave(base, {})
     check_run(model, "a_base_only", {})
     data = arrays("a_base_only")

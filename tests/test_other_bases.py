@@ -15,6 +15,7 @@ from torch import Tensor
 from pave import checkpoint, plug
 from pave import config as configs
 from pave.bases import qwen2_5_vl, video_llava
+from pave.bases._read import Settings
 from pave.cli import main
 from pave.types import UserError
 
@@ -46,7 +47,7 @@ def test_wrong_settings_and_folders_are_answered(port: Path, original: Path, tmp
         ({"vision_heads": 4}, "base.vision_heads=4"),
     ):
         with pytest.raises(UserError, match=message):
-            video_llava.load(str(port), **settings)
+            video_llava.load(str(port), Settings(**settings))
     with pytest.raises(UserError, match="this tower sees 8 frames at once"):
         video_llava.load(str(original)).visual_tokens(12)
     with pytest.raises(UserError, match="320 visual tokens, the LLM has 256 places"):
@@ -117,7 +118,7 @@ def test_wrong_settings_and_folders_are_answered_qwen(qwen: Path, tmp_path: Path
         ({"vision_heads": 4}, "base.vision_heads=4"),
     ):
         with pytest.raises(UserError, match=message):
-            qwen2_5_vl.load(str(qwen), **settings)
+            qwen2_5_vl.load(str(qwen), Settings(**settings))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3_vl"}))
     with pytest.raises(UserError, match="model_type is qwen3_vl, expected qwen2_5_vl"):
         qwen2_5_vl.load(str(tmp_path))

@@ -83,6 +83,30 @@ def test_the_reference_is_the_model_before_training(pairs: Config, tmp_path: Pat
     assert again.reference == data.reference
 
 
+def test_a_video_is_looked_at_once_for_both_answers(pairs: Config) -> None:
+    """Loss, margins and gradients are those of looking twice, as it must be where the sight depends on the answer."""
+    model = checkpoint.create(pairs).train()
+    for x in model.patches.parameters():
+        torch.nn.init.normal_(x, std=0.3)
+    data = prefer.Pairs(pairs, model.base, "train", with_answers=True)
+    once = [data[0]._replace(reference=torch.zeros(2)), data[2]._replace(reference=torch.zeros(2))]
+    assert once[0].chosen.pixels is not None
+    guided = [(p.chosen._replace(guide=[1]), p.rejected._replace(guide=[2])) for p in once]
+    twice = [prefer.Pair(chosen, rejected, p.reference) for p, (chosen, rejected) in zip(once, guided)]
+    found = []
+    for some, videos in ((once, 2), (twice, 4)):
+        batch = prefer.collate(some, model.base.tokenizer.pad_token_id)
+        batch.pop("guides", None)
+        assert len(batch["pixels"]) == len(batch["frame_seconds"]) == videos
+        model.zero_grad()
+        loss = prefer.Preference(BETA)(model, batch)["loss"]
+        loss.backward()
+        found.append([loss, *(x.grad for x in model.patches.parameters() if x.grad is not None)])
+    assert len(found[0]) > 5
+    for one, two in zip(*found):
+        torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-4)
+
+
 def test_a_run_comes_to_prefer_the_better_answers_and_resumes(pairs: Config, tmp_path: Path) -> None:
     train.main(pairs, tmp_path / "whole")
     log = [line for line in json.loads((tmp_path / "whole/log.json").read_text()) if "loss" in line]

@@ -22,6 +22,7 @@ from transformers import Qwen3VLForConditionalGeneration
 from pave import answer, checkpoint, lora, plug, profile, train, video_tokens
 from pave import config as configs
 from pave.bases import qwen3_vl
+from pave.bases._read import Settings
 from pave.cli import main
 from pave.config import BaseConfig, Config, DataConfig, LoraConfig, PatchConfig
 from pave.data import Sample, collate, expand
@@ -249,7 +250,7 @@ def test_profile_and_skeleton(folder: Path, config: Config) -> None:
 
 def test_wrong_settings_and_folders_are_answered(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"set base\.newline=no_token"):
-        qwen3_vl.load(str(folder), newline="grid")
+        qwen3_vl.load(str(folder), Settings(newline="grid"))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2_5_vl"}))
     with pytest.raises(UserError, match="model_type is qwen2_5_vl, expected qwen3_vl"):
         qwen3_vl.load(str(tmp_path))

@@ -16,6 +16,7 @@ from transformers import LlavaOnevisionForConditionalGeneration, SiglipConfig, S
 
 from pave import config
 from pave.bases import llava_onevision
+from pave.bases._read import Settings
 from pave.encoders import siglip
 from pave.nn import grid
 from pave.types import UserError
@@ -36,7 +37,7 @@ def patches(tower: siglip.Tower) -> Tensor:
 
 @pytest.mark.parametrize(("folder", "heads"), [(config.resolve("asset:sideworld/base"), None), (OFFICIAL, 4)])
 def test_it_is_the_base_s_tower(folder: Path, heads: int | None) -> None:
-    base = llava_onevision.load(str(folder), vision_heads=heads)
+    base = llava_onevision.load(str(folder), Settings(vision_heads=heads))
     tower = siglip.load(Path(folder), heads)
     assert tower.image_size == base.image_size
     assert not tower.training

@@ -16,6 +16,7 @@ from tiny import make_config
 
 from pave import checkpoint, lora, mix, train
 from pave.bases import llava_onevision
+from pave.bases._read import Settings
 from pave.config import BaseConfig, Config, LoraConfig, PatchConfig
 from pave.data import Questions, collate
 from pave.model import Pave
@@ -240,7 +241,7 @@ def test_a_quantized_base_trains(world: World, tmp_path: Path, how: str) -> None
 def test_a_quantized_base_needs_its_package(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"base\.quantize=nf4: the package bitsandbytes is not installed"):
-        llava_onevision.load(str(world.base), quantize="nf4")
+        llava_onevision.load(str(world.base), Settings(quantize="nf4"))
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from pave import answer, checkpoint, lora, train
 from pave import config as configs
 from pave.bases import video_panda
+from pave.bases._read import Settings
 from pave.config import BaseConfig, Config, DataConfig, LoraConfig, PatchConfig
 from pave.data import collate, make_sample
 from pave.model import Pave
@@ -197,7 +198,7 @@ def test_prompt_is_that_of_the_published_code(folder: Path) -> None:
 def test_wrong_settings_and_folders_are_answered(folder: Path, tmp_path: Path) -> None:
     for settings, message in (({"newline": "grid"}, "base.newline=no_token"), ({"pool": "max"}, "base.pool=max")):
         with pytest.raises(UserError, match=message):
-            video_panda.load(str(folder), **settings)
+            video_panda.load(str(folder), Settings(**settings))
     base = video_panda.load(str(folder))
     for frames, size, message in (
         (6, (SIZE, SIZE), "sees 4 frames at once; set base.frames=8"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -18,11 +18,11 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+from pave.bases._read import Newline
 from pave.encoders import siglip
 from pave.io.atomic import atomic_folder
 from pave.types import UserError
 
-Newline = Literal["grid", "frame", "one_token", "no_token"]
 TO_HF = {
     siglip.LMMS: "model.vision_tower.",
     r"^model\.mm_projector\.0\.": "model.multi_modal_projector.linear_1.",

@@ -20,8 +20,8 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
-from pave.bases import _quantize, _read
-from pave.bases._quantize import Quantize
+from pave.bases import _read
+from pave.bases._read import Settings
 from pave.io import hub
 from pave.types import VIDEO, UserError, VideoTokens
 
@@ -169,7 +169,7 @@ def fit(height: float, width: float, unit: int, least: float, most: float) -> tu
     return high, wide
 
 
-def processor(folder: Path, usual: Pixels = Pixels()) -> Pixels:  # noqa: B008
+def processor(folder: Path, usual: Pixels = Pixels()) -> Pixels:
     """What a folder's processor files say of videos, and what is usual where they do not."""
     files = [folder / name for name in ("video_preprocessor_config.json", "preprocessor_config.json")]
     told: dict[str, Any] = next((json.loads(file.read_text()) for file in files if file.is_file()), {})
@@ -198,11 +198,9 @@ class Kind(NamedTuple):
     pixels: Pixels
 
 
-def load(
-    kind: Kind, path: str, dtype: torch.dtype, attention: str, quantize: Quantize, weights: bool, **settings: Any
-) -> QwenVL:
+def load(kind: Kind, path: str, how: Settings, weights: bool) -> QwenVL:
     """A base from a folder or a hub name. Raises UserError for settings that there are not, and for wrong tensors."""
-    _read.refuse(path, kind.name, **settings)
+    _read.refuse(path, kind.name, how)
     if not weights and path in kind.published:
         return _skeleton(kind, kind.config(**kind.published[path]), kind.pixels)
     folder = hub.folder(path, kind.what, ["*.json", "*.safetensors", "*.txt"])
@@ -212,14 +210,7 @@ def load(
     pixels = processor(folder, kind.pixels)
     if not weights:
         return _skeleton(kind, kind.config.from_pretrained(folder), pixels)
-    hf = _read.pretrained(
-        kind.model,
-        folder,
-        kind.what,
-        dtype=dtype,
-        attn_implementation=attention,
-        quantization_config=_quantize.settings(quantize, dtype, NOT_QUANTIZED),
-    )
+    hf = _read.pretrained(kind.model, folder, kind.what, **how.given(NOT_QUANTIZED))
     return kind.make(hf, AutoTokenizer.from_pretrained(folder), pixels).eval()
 
 

@@ -4,16 +4,46 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
+import torch
+
+from pave.bases import _quantize
+from pave.bases._quantize import Quantize
 from pave.types import UserError
 
+Newline = Literal["grid", "frame", "one_token", "no_token"]
+Pool = Literal["bilinear", "average", "max"]
 
-def refuse(path: str, name: str, newline: str, **settings: Any) -> None:
+
+class Settings(NamedTuple):
+    """How a base is loaded: the fields of BaseConfig that say it, where None is the base's own."""
+
+    dtype: torch.dtype = torch.float32
+    """Of the weights."""
+    attention: str = "sdpa"
+    """Kernel of the tower and the LLM."""
+    quantize: Quantize = "none"
+    newline: Newline | None = None
+    pool: Pool | None = None
+    vision_heads: int | None = None
+
+    def given(self, whole: list[str]) -> dict[str, Any]:
+        """Arguments of `from_pretrained`; the modules `whole` are never in few bits."""
+        return {
+            "dtype": self.dtype,
+            "attn_implementation": self.attention,
+            "quantization_config": _quantize.settings(self.quantize, self.dtype, whole),
+        }
+
+
+def refuse(path: str, name: str, how: Settings) -> None:
     """UserError where a config sets what a base without newlines and pooling does not have."""
-    if newline != "no_token":
-        raise UserError(f"{path}: base.newline={newline}, but {name} has no newline vectors; set base.newline=no_token")
-    for field, value in settings.items():
+    if how.newline not in ("no_token", None):
+        raise UserError(
+            f"{path}: base.newline={how.newline}, but {name} has no newline vectors; set base.newline=no_token"
+        )
+    for field, value in {"pool": how.pool, "vision_heads": how.vision_heads}.items():
         if value is not None:
             raise UserError(f"{path}: base.{field}={value}, but {name} has no such setting; leave base.{field} out")
 

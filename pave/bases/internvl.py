@@ -16,8 +16,8 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoTokenizer, InternVLConfig, InternVLForConditionalGeneration
 
-from pave.bases import _quantize, _qwen, _read
-from pave.bases._quantize import Quantize
+from pave.bases import _qwen, _read
+from pave.bases._read import Settings
 from pave.io import hub
 from pave.types import VIDEO, UserError, VideoTokens
 
@@ -136,24 +136,13 @@ def processor(folder: Path) -> Pixels:
     return Pixels(**{name: tuple(value) for name, value in named.items() if value})
 
 
-def load(
-    path: str,
-    *,
-    newline: str = "no_token",
-    pool: str | None = None,
-    dtype: torch.dtype = torch.float32,
-    attention: str = "sdpa",
-    vision_heads: int | None = None,
-    trim_vocabulary: bool = True,
-    quantize: Quantize = "none",
-    weights: bool = True,
-) -> InternVL:
+def load(path: str, how: Settings = Settings(), weights: bool = True) -> InternVL:
     """A base from a folder or a hub name. The embedding is never cut: no released patch expects it.
 
     Without `weights` it is a skeleton on the meta device; the published names then need no files at all. Raises
     UserError for settings it does not have, and naming missing, extra, misshapen tensors.
     """
-    _read.refuse(path, "internvl", newline, pool=pool, vision_heads=vision_heads)
+    _read.refuse(path, "internvl", how)
     if not weights and path in PUBLISHED:
         return _skeleton(InternVLConfig(**PUBLISHED[path]), Pixels())
     folder = hub.folder(path, WHAT, ["*.json", "*.safetensors", "*.txt"])
@@ -164,14 +153,7 @@ def load(
             raise UserError(f"{folder / 'config.json'}: {name} is {found}, expected {expected}; give {WHAT}")
     if not weights:
         return _skeleton(InternVLConfig.from_pretrained(folder), processor(folder))
-    hf = _read.pretrained(
-        InternVLForConditionalGeneration,
-        folder,
-        WHAT,
-        dtype=dtype,
-        attn_implementation=attention,
-        quantization_config=_quantize.settings(quantize, dtype, NOT_QUANTIZED),
-    )
+    hf = _read.pretrained(InternVLForConditionalGeneration, folder, WHAT, **how.given(NOT_QUANTIZED))
     return InternVL(hf, _tokenizer(folder), processor(folder)).eval()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from functools import partial
 from typing import Any, Literal
@@ -17,15 +16,15 @@ from transformers import (
     LlavaOnevisionForConditionalGeneration,
 )
 
-from pave.bases import _lmms, _quantize, _qwen
-from pave.bases._lmms import Newline, newline_for
-from pave.bases._quantize import Quantize
+from pave.bases import _lmms, _qwen, _read
+from pave.bases._lmms import newline_for
+from pave.bases._read import Newline, Pool, Settings
 from pave.encoders import siglip
 from pave.io import hub
 from pave.nn import grid
-from pave.types import UserError, VideoTokens
+from pave.types import VideoTokens
 
-Pool = Literal["bilinear", "average", "max"]
+WHAT = "a LLaVA-OneVision checkpoint"
 
 LORA_TARGETS = r"model\.language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
 """All seven projections of every LLM layer, and nothing else (peft matches the full name)."""
@@ -114,15 +113,9 @@ class LlavaOnevision(nn.Module):
 
 def load(
     path: str,
-    *,
-    newline: Newline = "grid",
-    pool: Pool | None = None,
-    dtype: torch.dtype = torch.float32,
-    attention: str = "sdpa",
-    vision_heads: int | None = None,
-    trim_vocabulary: bool = True,
-    quantize: Quantize = "none",
+    how: Settings = Settings(),
     weights: bool = True,
+    trim_vocabulary: bool = True,
 ) -> LlavaOnevision:
     """A base from an lmms-lab or HF folder, or a hub name. Raises UserError naming missing, extra, misshapen tensors.
 
@@ -130,34 +123,29 @@ def load(
     Without `weights` it is a skeleton on the meta device; the published names then need no files at all.
     """
     if not weights and path in _lmms.PUBLISHED:
-        return _skeleton(_lmms.config(*_lmms.PUBLISHED[path]), newline, pool or "bilinear")
-    folder = hub.folder(path, "a LLaVA-OneVision checkpoint", ["*.json", "*.safetensors", "*.txt"])
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder}: no config.json in it; expected a LLaVA-OneVision checkpoint")
-    raw = json.loads((folder / "config.json").read_text())
+        return _skeleton(_lmms.config(*_lmms.PUBLISHED[path]), how.newline or "grid", how.pool or "bilinear")
+    folder = hub.folder(path, WHAT, ["*.json", "*.safetensors", "*.txt"])
+    raw = _read.config(folder, WHAT)
     is_lmms = raw["model_type"] != "llava_onevision"
-    config = _lmms.lmms_config(folder, raw, vision_heads) if is_lmms else LlavaOnevisionConfig.from_pretrained(folder)
-    pool = pool or raw.get("mm_spatial_pool_mode", "bilinear")
-    newline = newline_for(newline, raw.get("mm_patch_merge_type", "spatial_unpad"))
+    config = (
+        _lmms.lmms_config(folder, raw, how.vision_heads) if is_lmms else LlavaOnevisionConfig.from_pretrained(folder)
+    )
+    pool = how.pool or raw.get("mm_spatial_pool_mode", "bilinear")
+    newline = newline_for(how.newline or "grid", raw.get("mm_patch_merge_type", "spatial_unpad"))
     if not weights:
         return _skeleton(config, newline, pool)
-    hf, info = LlavaOnevisionForConditionalGeneration.from_pretrained(
+    hf = _read.pretrained(
+        LlavaOnevisionForConditionalGeneration,
         folder,
+        WHAT,
         config=config,
-        dtype=dtype,
-        attn_implementation=attention,
-        quantization_config=_quantize.settings(quantize, dtype, NOT_QUANTIZED),
         key_mapping=_lmms.TO_HF if is_lmms else None,
-        ignore_mismatched_sizes=True,  # they come back in `info` and end in our own error
-        output_loading_info=True,
+        **how.given(NOT_QUANTIZED),
     )
-    wrong = {kind: sorted(map(str, names))[:3] for kind, names in info.items() if names}
-    if wrong:
-        raise UserError(f"{folder}: not a complete LLaVA-OneVision checkpoint: {wrong}")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if trim_vocabulary and len(tokenizer) != hf.get_input_embeddings().num_embeddings:
         hf.resize_token_embeddings(len(tokenizer))
-    return LlavaOnevision(hf.eval(), tokenizer, newline, pool)
+    return LlavaOnevision(hf, tokenizer, newline, pool)
 
 
 def _skeleton(config: LlavaOnevisionConfig, newline: Newline, pool: Pool) -> LlavaOnevision:

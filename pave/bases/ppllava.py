@@ -17,8 +17,8 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from pave.bases import _quantize, _read, _vicuna
-from pave.bases._quantize import Quantize
+from pave.bases import _read, _vicuna
+from pave.bases._read import Settings
 from pave.encoders import ppllava
 from pave.encoders.languagebind_video import MEAN, STD
 from pave.encoders.ppllava import IMAGE, Projector, Sizes
@@ -154,24 +154,13 @@ class PPLLaVA(nn.Module):
         return _vicuna.encode(self.tokenizer, pieces, whole=True, tag=TAG)._replace(guide=guide)
 
 
-def load(
-    path: str,
-    *,
-    newline: str = "no_token",
-    pool: str | None = None,
-    dtype: torch.dtype = torch.float32,
-    attention: str = "sdpa",
-    vision_heads: int | None = None,
-    trim_vocabulary: bool = True,
-    quantize: Quantize = "none",
-    weights: bool = True,
-) -> PPLLaVA:
+def load(path: str, how: Settings = Settings(), weights: bool = True) -> PPLLaVA:
     """A base from a folder with the tokenizer of llava-v1.6-vicuna-7b-hf; CLIP's is in its folder `clip` or the hub's.
 
     The embedding is never cut: no released patch expects it. Without `weights` it is a skeleton on the meta device.
     Raises UserError for settings it does not have, and naming missing, extra, misshapen tensors.
     """
-    _read.refuse(path, "ppllava", newline, pool=pool, vision_heads=vision_heads)
+    _read.refuse(path, "ppllava", how)
     folder = hub.folder(path, WHAT, ["*.json", "*.safetensors", "*.bin", "*.model"])
     raw = _read.config(folder, WHAT)
     _check(folder / "config.json", raw)
@@ -180,19 +169,11 @@ def load(
         with torch.device("meta"):
             tower, projector = ppllava.build(_sizes(raw, config))
             return PPLLaVA(Vicuna(config), tower, projector, None, None, temperature)
-    hf = _read.pretrained(
-        Vicuna,
-        folder,
-        WHAT,
-        config=config,
-        key_mapping={r"^language_model\.": ""},
-        dtype=dtype,
-        attn_implementation=attention,
-        quantization_config=_quantize.settings(quantize, dtype, NOT_QUANTIZED),
-    )
+    names = {r"^language_model\.": ""}
+    hf = _read.pretrained(Vicuna, folder, WHAT, config=config, key_mapping=names, **how.given(NOT_QUANTIZED))
     tower, projector = ppllava.load(folder)
     tokenizer, reader = _tokenizer(folder), _reader(folder)
-    return PPLLaVA(hf, tower.to(dtype), projector.to(dtype), tokenizer, reader, temperature).eval()
+    return PPLLaVA(hf, tower.to(how.dtype), projector.to(how.dtype), tokenizer, reader, temperature).eval()
 
 
 def _check(file: Path, raw: dict[str, Any]) -> None:

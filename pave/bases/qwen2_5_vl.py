@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from pave.bases import _qwen, _qwen_vl
-from pave.bases._quantize import Quantize
 from pave.bases._qwen_vl import Pixels, QwenVL
+from pave.bases._read import Settings
 
 TAG = f"<|vision_start|>{_qwen.TAG}<|vision_end|>"
 TOWER = {
@@ -71,22 +70,10 @@ KIND = _qwen_vl.Kind(
 )
 
 
-def load(
-    path: str,
-    *,
-    newline: str = "no_token",
-    pool: str | None = None,
-    dtype: torch.dtype = torch.float32,
-    attention: str = "sdpa",
-    vision_heads: int | None = None,
-    trim_vocabulary: bool = True,
-    quantize: Quantize = "none",
-    weights: bool = True,
-) -> QwenVL:
+def load(path: str, how: Settings = Settings(), weights: bool = True) -> QwenVL:
     """A base from a folder or a hub name. The embedding is never cut: no released patch expects it.
 
     Without `weights` it is a skeleton on the meta device; the published names then need no files at all. Raises
     UserError for settings it does not have, and naming missing, extra, misshapen tensors.
     """
-    settings = {"newline": newline, "pool": pool, "vision_heads": vision_heads}
-    return _qwen_vl.load(KIND, path, dtype, attention, quantize, weights, **settings)
+    return _qwen_vl.load(KIND, path, how, weights)

@@ -18,8 +18,8 @@ from transformers import (
     VideoLlavaForConditionalGeneration,
 )
 
-from pave.bases import _quantize, _read, _vicuna
-from pave.bases._quantize import Quantize
+from pave.bases import _read, _vicuna
+from pave.bases._read import Settings
 from pave.encoders import _weights, languagebind_video
 from pave.io import hub
 from pave.types import UserError, VideoTokens
@@ -158,39 +158,23 @@ def port_pixels(picture: np.ndarray, size: int) -> Tensor:
     return (x - mean) / std
 
 
-def load(
-    path: str,
-    *,
-    newline: str = "no_token",
-    pool: str | None = None,
-    dtype: torch.dtype = torch.float32,
-    attention: str = "sdpa",
-    vision_heads: int | None = None,
-    trim_vocabulary: bool = True,
-    quantize: Quantize = "none",
-    weights: bool = True,
-) -> VideoLlava:
+def load(path: str, how: Settings = Settings(), weights: bool = True) -> VideoLlava:
     """A base from a folder or a hub name, in either layout. The embedding is never cut: no released patch expects it.
 
     Without `weights` it is a skeleton on the meta device; the published names then need no files at all. Raises
     UserError for settings it does not have, and naming missing, extra, misshapen tensors.
     """
-    _read.refuse(path, "video_llava", newline, pool=pool, vision_heads=vision_heads)
+    _read.refuse(path, "video_llava", how)
     if not weights and path == PORT:
         return _port_skeleton(VideoLlavaConfig(text_config={**VICUNA, "vocab_size": 32064, "model_type": "llama"}))
     if not weights and path == ORIGINAL:
         return _original_skeleton(LlamaConfig(**VICUNA), VISION)
     folder = hub.folder(path, WHAT, ["*.json", "*.safetensors", "*.bin", "*.model"])
     raw = _read.config(folder, WHAT)
-    settings: dict[str, Any] = {
-        "dtype": dtype,
-        "attn_implementation": attention,
-        "quantization_config": _quantize.settings(quantize, dtype, NOT_QUANTIZED),
-    }
     if raw.get("model_type") == "video_llava":
         if not weights:
             return _port_skeleton(VideoLlavaConfig.from_pretrained(folder))
-        hf = _read.pretrained(VideoLlavaForConditionalGeneration, folder, WHAT, **settings)
+        hf = _read.pretrained(VideoLlavaForConditionalGeneration, folder, WHAT, **how.given(NOT_QUANTIZED))
         return _of_port(hf, _vicuna.tokenizer(folder, hf.config.video_token_id))
     if "mm_video_tower" not in raw:
         raise UserError(
@@ -199,13 +183,13 @@ def load(
     config = LlamaConfig(**{key: raw[key] for key in TEXT_KEYS if key in raw})
     if not weights:
         return _original_skeleton(config, {**VISION, **raw.get("vision_config", {})})
-    hf = _read.pretrained(Vicuna, folder, WHAT, config=config, **settings)
+    hf = _read.pretrained(Vicuna, folder, WHAT, config=config, **how.given(NOT_QUANTIZED))
     tower = languagebind_video.load(folder)
     projector = _projector(tower.pre_layrnorm.weight.shape[0], config.hidden_size)
     state = _weights.select(folder, lambda name: name.removeprefix(PROJECTOR) if name.startswith(PROJECTOR) else None)
     _weights.check(folder, WHAT, state, projector.state_dict())
     projector.load_state_dict(state, assign=True)
-    return VideoLlava(hf, tower.to(dtype), projector.to(dtype), _vicuna.tokenizer(folder)).eval()
+    return VideoLlava(hf, tower.to(how.dtype), projector.to(how.dtype), _vicuna.tokenizer(folder)).eval()
 
 
 def _of_port(hf: VideoLlavaForConditionalGeneration, tokenizer: Any) -> VideoLlava:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from pave.bases import _quantize, _read, _vicuna
-from pave.bases._quantize import Quantize
+from pave.bases import _read, _vicuna
+from pave.bases._read import Settings
 from pave.bases.video_llava import TEXT_KEYS, VICUNA
 from pave.encoders import _weights, video_panda
 from pave.io import hub
@@ -125,24 +125,13 @@ class VideoPanda(nn.Module):
         return _vicuna.encode(self.tokenizer, _vicuna.segments(question, history, answer), whole=False)
 
 
-def load(
-    path: str,
-    *,
-    newline: str = "no_token",
-    pool: str | None = None,
-    dtype: torch.dtype = torch.float32,
-    attention: str = "sdpa",
-    vision_heads: int | None = None,
-    trim_vocabulary: bool = True,
-    quantize: Quantize = "none",
-    weights: bool = True,
-) -> VideoPanda:
+def load(path: str, how: Settings = Settings(), weights: bool = True) -> VideoPanda:
     """A base from a folder or a hub name. The embedding is never cut: no released patch expects it.
 
     Without `weights` it is a skeleton on the meta device; the published name then needs no files at all. Raises
     UserError for settings it does not have, and naming missing, extra, misshapen tensors.
     """
-    _read.refuse(path, "video_panda", newline, pool=pool, vision_heads=vision_heads)
+    _read.refuse(path, "video_panda", how)
     if not weights and path == PUBLISHED:
         return _skeleton(LlamaConfig(**VICUNA), WIDTH, SIZE)
     folder = hub.folder(path, WHAT, ["*.json", "*.safetensors", "*.bin", "*.model"])
@@ -156,21 +145,13 @@ def load(
     size = raw.get("image_size", SIZE)
     if not weights:
         return _skeleton(config, raw["video_hidden_size"], size)
-    hf = _read.pretrained(
-        Vicuna,
-        folder,
-        WHAT,
-        config=config,
-        dtype=dtype,
-        attn_implementation=attention,
-        quantization_config=_quantize.settings(quantize, dtype, NOT_QUANTIZED),
-    )
+    hf = _read.pretrained(Vicuna, folder, WHAT, config=config, **how.given(NOT_QUANTIZED))
     tower = video_panda.load(folder)
     projector = _projector(len(tower.class_embedding), config.hidden_size)
     state = _weights.select(folder, _projector_name)
     _weights.check(folder, WHAT, state, projector.state_dict())
     projector.load_state_dict(state, assign=True)
-    return VideoPanda(hf, tower.to(dtype), projector.to(dtype), _vicuna.tokenizer(folder), size).eval()
+    return VideoPanda(hf, tower.to(how.dtype), projector.to(how.dtype), _vicuna.tokenizer(folder), size).eval()
 
 
 def _projector(width: int, out: int) -> nn.Sequential:

@@ -20,7 +20,7 @@ from pave.bases.llava_onevision import LlavaOnevision
 from pave.data import Sample, collate, expand
 from pave.io import sideworld as world
 from pave.model import Pave
-from pave.pretrain.fit import FIRST_SEED, SOUNDS, fit
+from pave.pretrain.fit import FIRST_SEED, SOUNDS, fast, fit
 from pave.pretrain.see import NO_CAPTION, caption, grainy, see
 from pave.tasks import sideworld as task
 
@@ -147,7 +147,7 @@ def talk(model: LlavaOnevision, scenes: int, steps: int, seed: int) -> None:
     tower = model.hf.model.vision_tower.requires_grad_(False)
     looked: list[Looked] = []
     for scene, pixels in tqdm(DataLoader(Looks(model, scenes, seed), None, num_workers=1), desc="look", unit="scene"):
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad(), fast():
             features = tower(pixels, output_hidden_states=True).hidden_states[-1].bfloat16()
         looked.append(Looked(scene, *features.split(FRAMES)))
     model.hf.model.vision_tower = Remembered()

@@ -5,11 +5,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from pave.bases import ppllava
+from pave.bases._read import Settings
 from pave.encoders import ppllava as pooling
 from pave.types import VideoTokens
 
@@ -35,8 +34,8 @@ class Before(ppllava.PPLLaVA):
         return pooling.pool(*grids, ppllava.WINDOW, temperature=self.temperature).flatten(1, 3)
 
 
-def load(path: str, **settings: Any) -> Before:
+def load(path: str, how: Settings = Settings(), weights: bool = True) -> Before:
     """As `pave.bases.ppllava.load`."""
-    base = ppllava.load(path, **settings)
+    base = ppllava.load(path, how, weights)
     parts = base.vision_tower, base.multi_modal_projector, base.tokenizer, base.reader, base.temperature
     return Before(base.hf, *parts).eval()

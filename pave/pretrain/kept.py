@@ -18,7 +18,7 @@ from pave.config import Config
 from pave.data import Questions, Sample, collate
 from pave.io import store
 from pave.model import Pave
-from pave.pretrain.fit import fit
+from pave.pretrain.fit import fast, fit
 from pave.types import IGNORE
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ def keep(model: Pave, config: Config, split: str, clips: int) -> list[Sample]:
         sample = questions[i]
         assert sample.pixels is not None
         if question.video != video:
-            with torch.autocast("cpu", torch.bfloat16):
+            with fast():
                 tokens = tower(sample.pixels[None].unflatten(2, (2, 3)).flatten(1, 2))[0]
             frames, places, width = tokens.shape
             last = tokens.bfloat16().view(frames // 2, 6, places, width // 3)

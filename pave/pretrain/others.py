@@ -141,9 +141,14 @@ def ppllava_() -> Small:
     hf = ppllava.Vicuna(LlamaConfig(**LLAMA, vocab_size=len(tokenizer)))
     sizes = pooling.Sizes(96, 288, 4, 4, 14, 6, 0, 64, len(reader), 64, 128, 2, 1, 64, TEXT["hidden_size"])
     tower, projector = pooling.build(sizes)
-    text = projector.clip_text_model
-    for embedding in (text.embeddings.token_embedding.weight, text.embeddings.position_embedding_res):
-        nn.init.normal_(embedding, std=TEXT["initializer_range"])
+    words = projector.clip_text_model.embeddings
+    # Torch's own start is larger than what patches and words say.
+    for table in (
+        tower.embeddings.position_embedding.weight,
+        words.token_embedding.weight,
+        words.position_embedding_res,
+    ):
+        nn.init.normal_(table, std=TEXT["initializer_range"])
     # CLIP begins with a scale like this one, and ends at 100.
     nn.init.constant_(projector.logit_scale, math.log(14))
     base = ppllava.PPLLaVA(hf, tower, projector, tokenizer, reader, pooling.TEMPERATURE)

@@ -15,7 +15,7 @@ from pave.data import Sample, collate, expand
 from pave.io import sideworld as world
 from pave.model import Pave
 from pave.pretrain.base import FAINTEST
-from pave.pretrain.fit import FIRST_SEED, SOUNDS, fit
+from pave.pretrain.fit import FIRST_SEED, SOUNDS, fast, fit
 from pave.pretrain.others import ROWS, Small
 from pave.pretrain.see import NO_CAPTION, caption, grainy
 from pave.pretrain.sight import encode, key_frames
@@ -59,7 +59,7 @@ def look(small: Small, scenes: int, first: int) -> list[Looked]:
         scene, pixels = views(small, first + i)
         questions = task.ask(scene)
         last = i % len(questions)
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad(), fast():
             plain, captioned = encode(small.base, pixels, task.prompt(questions[last])).bfloat16()
         looked.append(Looked(scene, last, plain, captioned, torch.empty_like(pixels[0], device="meta"), seconds))
     return looked
