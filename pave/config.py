@@ -28,6 +28,8 @@ class BaseConfig:
     """Folder or hub name; `asset:NAME` is a folder that ships with pave."""
     frames: int = 32
     """T, key frames a video, sampled uniformly."""
+    fps: float = 0.0
+    """Key frames a second, `frames` at most, so that short videos have fewer; 0: always `frames`."""
     newline: Literal["grid", "frame", "one_token", "no_token"] = "grid"
     """Where the learned newline vector stands among the visual tokens."""
     pool: Literal["bilinear", "average", "max"] | None = None

@@ -9,16 +9,19 @@ from functools import partial
 from pathlib import Path
 from random import Random
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from pave import plug, video_tokens
-from pave.config import Config
+from pave.config import BaseConfig, Config
 from pave.io.store import feature_file
 from pave.types import IGNORE, VIDEO, Clip, Pictures, Question, SideTokens, UserError
+
+if TYPE_CHECKING:
+    from pave.io.video import Frames
 
 log = logging.getLogger(__name__)
 
@@ -178,15 +181,17 @@ class Questions(Dataset[Sample]):
         """Key frames or pictures, or what the base once made of key frames."""
         from pave.io.video import read_clip, read_pictures
 
-        frames, (file, *more) = self.config.base.frames, self.visual(question)
+        frames, (file, *more) = key_frames(self.config.base, self.base), self.visual(question)
         if not self.config.data.video_tokens:
-            return read_pictures([file, *more]) if question.pictures else read_clip(file, frames)
+            return read_pictures([file, *more]) if question.pictures else read_clip(file, *frames)
+        if frames.rate:
+            raise UserError(f"{file}: holds a fixed number of frames; set base.fps=0, or leave data.video_tokens empty")
         if hasattr(self.base, "positions"):
             name = self.config.base.name
             raise UserError(f"{file}: tells no size of pictures, which {name} needs; leave data.video_tokens empty")
         stored = side_tokens(video_tokens.load, file, self.base.query_dim + self.base.embed_dim)
-        if len(stored.x) != frames:
-            raise UserError(f"{file}: made of {len(stored.x)} frames, base.frames is {frames}; extract it again")
+        if len(stored.x) != frames.most:
+            raise UserError(f"{file}: made of {len(stored.x)} frames, base.frames is {frames.most}; extract it again")
         return stored
 
     def _side(self, name: str, plugin: ModuleType, index: int) -> SideTokens | None:
@@ -202,6 +207,15 @@ class Questions(Dataset[Sample]):
         if self.with_answers and hasattr(plugin, "load_random"):
             return partial(plugin.load_random, rng=Random(f"{self.seed} {self.epoch} {index}"))
         return plugin.load
+
+
+def key_frames(config: BaseConfig, base: Any) -> Frames:
+    """How many frames a base looks at. UserError: a rate below nothing."""
+    from pave.io.video import Frames
+
+    if not config.fps >= 0:
+        raise UserError(f"base.fps={config.fps}: expected frames a second, or 0 for always base.frames")
+    return Frames(config.frames, config.fps, getattr(base, "unit", 1))
 
 
 def plugins(config: Config) -> dict[str, ModuleType]:

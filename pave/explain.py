@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from pave import video_tokens
 from pave.answer import to_device
-from pave.data import Sample, collate, expand, side_tokens
+from pave.data import Sample, collate, expand, key_frames, side_tokens
 from pave.io.video import read_clip
 from pave.model import Pave
 from pave.nn import rope
@@ -98,7 +98,7 @@ def explain(
     return Explanation(
         question,
         answer,
-        _pictures(read_clip(video, config.base.frames), scene.sample.frame_seconds),
+        _pictures(read_clip(video, *key_frames(config.base, model.base)), scene.sample.frame_seconds),
         _views(model, scene.sample, present, token),
         _worth(model, _answered(model, scene.sample, question, answer), present, strange),
     )

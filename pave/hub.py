@@ -132,7 +132,7 @@ The command wants a local folder. The adapter files alone are a plain peft folde
 
 * Data: {data}. {terms}
 * Side-channels: features of {encoders}.
-* Video: {frames} frames, newline `{newline}`.
+* Video: {frames}, newline `{newline}`.
 * Set apart from the published recipe of PAVE: {recipe}. `pave.yaml` holds all settings.
 
 ## Results
@@ -211,7 +211,7 @@ def card(trained: model.Pave, config: Config, name: str, license: str = "", resu
         if config.lora.r
         else "No LoRA.",
         data=f"{', '.join(f'`{task}`' for task in tasks)}, split `{data.train_split}`",
-        frames=base.frames,
+        frames=f"{base.fps:g} frames a second, at most {base.frames}" if base.fps else f"{base.frames} frames",
         newline=base.newline,
         encoders=", ".join(f"`{Path(s.encoder).name}`" for s in sides.values() if s.encoder) or "the usual encoders",
         recipe=", ".join(f"`{key}={value}`" for key, value in said.items()) or "nothing",

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from pave import answer, evaluate, video_tokens
 from pave.answer import Asked
-from pave.data import expand, feature_file, make_sample, plugins, side_tokens
+from pave.data import expand, feature_file, key_frames, make_sample, plugins, side_tokens
 from pave.evaluate import Bad
 from pave.types import Question, UserError
 
@@ -137,7 +137,7 @@ class Model(lmms):
         from pave.io.video import read_clip
 
         config, base = self.config, self.model.base
-        clip = read_clip(first.video, config.base.frames)
+        clip = read_clip(first.video, *key_frames(config.base, base))
         sides = {
             name: None if file is None else side_tokens(plugin.load, file, config.sides[name].dim)
             for (name, plugin), file in zip(plugins(config).items(), first.features)

@@ -3,7 +3,8 @@
 #   bash scripts/sideworld_bases.sh BASE [OUT] [SEED] [key=value ...]    # qwen2_5_vl, video_llava, video_panda, ppllava
 # DATA=FOLDER     clips and audio features that are there, such as those of the quickstart
 # WEIGHTS=FOLDER  the tiny base, where it is already made
-# PATCH=FOLDER    with ppllava besides: a patch before pooling, and this trained one of the shipped base put on it
+# PATCH=FOLDER    with ppllava besides: a patch before pooling, and this trained one of the shipped base put on it, as it
+#                 is and on a language model in other coordinates
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [ -x .venv/bin/pave ] || bash scripts/setup.sh
@@ -42,13 +43,13 @@ answers() {
 
 pave train $CONFIG --out "$OUT/train" "$@"
 answers "$OUT/train/final" "$OUT"
-# arm NAME LEARNS PLUGIN [PATCH]: on kept features, exams every 25 steps
+# arm NAME LEARNS PLUGIN [PATCH [turned]]: on kept features, exams every 30 steps
 arm() {
   python -c 'import sys; from pathlib import Path; from pave import config; from pave.pretrain import kept
-file, out, learns, name, patch, *settings = sys.argv[1:]
+file, out, learns, name, patch, turned, *settings = sys.argv[1:]
 settings = config.load(file, [*settings, f"base.name={name}"])
-kept.main(settings, Path(out), learns, Path(patch) if patch else None)' \
-    $CONFIG "$OUT/kept_$1.json" "$2" "$3" "${4:-}" "${SETTINGS[@]}"
+kept.main(settings, Path(out), learns, Path(patch) if patch else None, turned == "turned")' \
+    $CONFIG "$OUT/kept_$1.json" "$2" "$3" "${4:-}" "${5:-}" "${SETTINGS[@]}"
 }
 if [ "$BASE" = ppllava ] && [ -n "$PATCH" ]; then
   SETTINGS=("$@")
@@ -56,5 +57,7 @@ if [ "$BASE" = ppllava ] && [ -n "$PATCH" ]; then
   arm before all pave.pretrain.before_pooling
   arm carried nothing ppllava "$PATCH"
   arm output output ppllava "$PATCH"
+  arm turned nothing ppllava "$PATCH" turned
+  arm turned_output output ppllava "$PATCH" turned
 fi
 echo "done in $((SECONDS / 60)) min $((SECONDS % 60)) s: $OUT/report.md"

@@ -17,12 +17,13 @@ from typing import Any
 
 import pytest
 import torch
+from clips import write_clip
 from conftest import World
 from evaluated import ASKED, OPTIONS, count, other, results
 
 from pave import answer, cli, evaluate, score
 from pave.config import Config
-from pave.data import Questions
+from pave.data import Questions, collate
 from pave.model import Pave
 from pave.tasks import sideworld
 from pave.types import UserError
@@ -54,6 +55,33 @@ def test_each_video_is_read_once(ready: tuple[Pave, Config], tmp_path: Path, mon
     monkeypatch.setattr(Questions, "__getitem__", lambda self, index: (read.append(index), get(self, index))[1])
     evaluate.main(*ready, tmp_path, OPTIONS)
     assert sorted(read) == [0, 5, 10, 15]
+
+
+def test_videos_of_several_lengths_have_frames_by_their_length(
+    ready: tuple[Pave, Config], world: World, tmp_path: Path
+) -> None:
+    """Four at a time, with one cut short: every answer is that to the video alone."""
+    root = shutil.copytree(world.data, tmp_path / "data")
+    short = root / "videos/train_00001.mp4"
+    shutil.copy(write_clip(tmp_path / "short.mp4", frames=50, size=(64, 64)), short)
+    model, config = ready
+    base = dataclasses.replace(config.base, frames=6, fps=1.0)
+    config = dataclasses.replace(config, base=base, data=dataclasses.replace(config.data, root=str(root)))
+    samples = Questions(config, model.base, "train", with_answers=True)
+    assert [len(samples[i].pixels) for i in (0, 5, 10)] == [6, 2, 6]  # type: ignore[arg-type]
+    batch = collate([samples[0], samples[5]], model.base.tokenizer.pad_token_id)
+    both = model(**batch)["logits"]
+    alone = [model(**collate([samples[i]], model.base.tokenizer.pad_token_id))["logits"] for i in (0, 5)]
+    torch.testing.assert_close(both, torch.cat(alone), atol=1e-4, rtol=1e-4)
+    evaluate.main(model, config, tmp_path / "four", OPTIONS)
+    evaluate.main(model, config, tmp_path / "one", other(batch=1))
+    assert results(tmp_path / "four")[0] == results(tmp_path / "one")[0]
+    stored = dataclasses.replace(config, data=dataclasses.replace(config.data, video_tokens="videos"))
+    with pytest.raises(UserError, match=r"train_00000.* set base\.fps=0"):
+        Questions(stored, model.base, "train", with_answers=True, complete=False)[0]
+    slow = dataclasses.replace(config, base=dataclasses.replace(base, fps=-1.0))
+    with pytest.raises(UserError, match=r"base\.fps=-1"):
+        Questions(slow, model.base, "train", with_answers=True)[0]
 
 
 def test_killed_anywhere_with_any_number_of_processes(

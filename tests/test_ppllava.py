@@ -62,7 +62,7 @@ def test_towers_projector_and_llama(folder: Path) -> None:
     batch = make_batch(config, base)
     tower, projector = encoder.load(folder)
     seen = base.encode(batch["pixels"], batch["guides"])
-    # Both videos at once, as `encode` sees them: alone they round otherwise, which 1 / .01 makes a hundred times as much.
+    # Both videos at once, as `encode` sees them: alone they round otherwise, and 1 / .01 makes that large.
     tokens = tower(batch["pixels"].view(2, FRAMES, 3, 84, 84))
     weights = projector.weights(tokens, projector.prompt(batch["guides"])).view(2, FRAMES, 6, 6)
     for found, whole in ((seen.query, tokens), (seen.embeds, projector.project(tokens))):

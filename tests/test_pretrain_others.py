@@ -21,6 +21,7 @@ from pave.model import Pave
 from pave.pretrain import before_pooling, graft, kept, sight, talk
 from pave.pretrain.fit import FIRST_SEED
 from pave.pretrain.others import BASES, ROWS, Small
+from pave.pretrain.turn import turn
 from pave.tasks import sideworld as task
 from pave.types import UserError
 
@@ -72,6 +73,20 @@ def test_softening_and_saving_change_no_answer(grafted: tuple[str, Small], tmp_p
     # Visual tokens go through bfloat16 in both.
     assert (before - after).norm() < 0.03 * before.norm()
     assert torch.equal(before.argmax(-1)[0, -3:], after.argmax(-1)[0, -3:])
+
+
+def test_turned_it_answers_as_before_in_other_coordinates(grafted: tuple[str, Small]) -> None:
+    name, small = grafted
+    before = logits(small, small.base)
+    state = {name: x.clone() for name, x in small.base.state_dict().items()}
+    turn(small.base, small.last)
+    after, words = logits(small, small.base), small.base.hf.get_input_embeddings().weight.clone()
+    small.base.load_state_dict(state)
+    # Visual tokens go through bfloat16 in both.
+    assert (before - after).norm() < 0.03 * before.norm()
+    old = small.base.hf.get_input_embeddings().weight
+    torch.testing.assert_close(words.norm(dim=1), old.norm(dim=1))
+    assert torch.cosine_similarity(words, old).abs().mean() < 0.15
 
 
 def test_a_row_tells_of_four_quarters_every_half_second(grafted: tuple[str, Small], teacher: LlavaOnevision) -> None:
@@ -160,7 +175,8 @@ def test_a_carried_patch_learns_its_output_map_at_most(tmp_path: Path, learns: k
     created = checkpoint.create
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(checkpoint, "create", lambda config: trained.append(created(config)) or trained[0])
-        found = kept.main(config, tmp_path / "found.json", learns, tmp_path / "source", clips=2, steps=2)
+        turned = learns == "output"
+        found = kept.main(config, tmp_path / "found.json", learns, tmp_path / "source", turned, clips=2, steps=2)
     assert {name: len(shares) for name, shares in found.items()} == {"which_sound": 2, "bigger_color": 2, "shuffled": 2}
     given = load_file(tmp_path / "source/patch.safetensors")
     now = trained[0].patches.state_dict()

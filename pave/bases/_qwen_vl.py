@@ -53,6 +53,7 @@ class QwenVL(nn.Module, ABC):
         self.query_dim = self.embed_dim = hf.config.get_text_config().hidden_size
         vision = hf.config.vision_config
         self.patch, self.merge, self.together = vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
+        self.unit: int = self.together
 
     @property
     def lm(self) -> nn.Module:

@@ -49,6 +49,8 @@ class PPLLaVA(nn.Module):
     lora_targets = r"model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
     rests = r"vision_tower\.(?!btadapter).*|multi_modal_projector\.(clip_text_model\..*|logit_scale)"
     """Of the towers only the branch over time ever learns."""
+    unit = TOGETHER
+    """The number of frames is a multiple of it."""
     by_question = True
     """The same video looks different for every question."""
 

@@ -87,6 +87,8 @@ class VideoLlava(nn.Module):
         first, *_, last = (layer for layer in projector.modules() if isinstance(layer, nn.Linear))
         self.query_dim, self.embed_dim = first.in_features, last.out_features
         self.is_port = isinstance(tower, Frames)
+        self.unit: int = self.vision_tower.frames
+        """The number of frames is a multiple of it."""
 
     @property
     def lm(self) -> nn.Module:

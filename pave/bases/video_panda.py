@@ -44,6 +44,8 @@ class VideoPanda(nn.Module):
     """encode, layout and lm."""
 
     lora_targets = r"model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
+    unit = video_panda.CHUNK
+    """The number of frames is a multiple of it."""
     cell = video_panda.CELL
     """Pixels a side of a token, for a teacher to see as much in one."""
 

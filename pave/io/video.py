@@ -29,6 +29,22 @@ def uniform(n: int, count: int) -> np.ndarray:
     return np.linspace(0, n - 1, count).astype(np.int64)
 
 
+class Frames(NamedTuple):
+    """How many evenly spaced key frames a video has."""
+
+    most: int = 32
+    rate: float = 0.0
+    """A second, but no more than `most`; 0: always `most`."""
+    unit: int = 1
+    """With a rate their number is a multiple of this, at least once."""
+
+    def of(self, n: int, fps: float) -> int:
+        """Of a video of n frames."""
+        if not self.rate:
+            return self.most
+        return max(min(int(n / fps * self.rate), n, self.most) // self.unit, 1) * self.unit
+
+
 class Picks(NamedTuple):
     """Chosen frames."""
 
@@ -105,14 +121,16 @@ def info(path: Path) -> Info:
     return Info(time.seconds[-1].item() + 1 / time.fps, time.fps, width, height, len(time.ticks), audio)
 
 
-def read_clip(path: Path, frames: int = 32) -> Clip:
-    """`frames` evenly spaced frames of a video, or the first ones of a folder of numbered .jpg files.
+def read_clip(path: Path, frames: int = 32, rate: float = 0.0, unit: int = 1) -> Clip:
+    """Evenly spaced frames of a video, as many as `Frames` says, or the first ones of a folder of numbered .jpg files.
 
-    UserError: no such file, no video stream, no frames, cut off or damaged.
+    With a rate those of a folder are evenly spaced too. UserError: no such file, no video stream, no frames, cut off
+    or damaged.
     """
+    chosen = Frames(frames, rate, unit)
     if path.is_dir():
-        return _read_folder(path, frames)
-    return read_frames(path, lambda seconds, fps: uniform(len(seconds), frames), lambda picture: picture)
+        return _read_folder(path, chosen)
+    return read_frames(path, lambda at, fps: uniform(len(at), chosen.of(len(at), fps)), lambda picture: picture)
 
 
 def read_frames(
@@ -205,15 +223,19 @@ def _picture(frame: VideoFrame, width: int, height: int) -> np.ndarray:
     return np.rot90(pixels, round(frame.rotation / 90))
 
 
-def _read_folder(path: Path, frames: int) -> Clip:
+def _read_folder(path: Path, frames: Frames) -> Clip:
     """The release's rule: .jpg only, by number; the first ones, the last repeated; one second a picture."""
     files = list(path.glob("*.jpg"))
     odd = next((f for f in files if not f.stem.isdecimal()), None)
     if odd or not files:
         found = f"found '{odd.name}'" if odd else "found none"
         raise UserError(f"{path}: {found}, expected pictures named by number, as 0.jpg, 1.jpg, ...")
-    files = sorted(files, key=lambda f: int(f.stem))[:frames]
-    index = np.minimum(np.arange(frames), len(files) - 1)
+    files = sorted(files, key=lambda f: int(f.stem))
+    if frames.rate:
+        index = uniform(len(files), frames.of(len(files), 1.0))
+    else:
+        files = files[: frames.most]
+        index = np.minimum(np.arange(frames.most), len(files) - 1)
     pictures = [_read_picture(f) for f in files]
     for file, picture in zip(files, pictures):
         if picture.shape != pictures[0].shape:

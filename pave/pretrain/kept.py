@@ -19,6 +19,7 @@ from pave.data import Questions, Sample, collate
 from pave.io import store
 from pave.model import Pave
 from pave.pretrain.fit import fast, fit
+from pave.pretrain.turn import turn
 from pave.types import IGNORE
 
 log = logging.getLogger(__name__)
@@ -39,15 +40,25 @@ class Kept(nn.Module):
 
 
 def main(
-    config: Config, out: Path, learns: Learns = "all", source: Path | None = None, clips: int = 300, steps: int = 120
+    config: Config,
+    out: Path,
+    learns: Learns = "all",
+    source: Path | None = None,
+    turned: bool = False,
+    clips: int = 300,
+    steps: int = 120,
 ) -> dict[str, list[float]]:
     """Train patch and LoRA of a config for PPLLaVA; the exams on unseen clips are returned and written to `out`.
 
-    `source` is a folder with a patch to begin from. Raises UserError where it has tensors of another shape.
+    `source` is a folder with a patch to begin from; `turned` puts the language model into other coordinates first.
+    Raises UserError where the patch has tensors of another shape.
     """
     seed = int(config.train.get("seed", 0))
     set_seed(seed)
     model = checkpoint.create(config)
+    if turned:
+        projector: Any = model.base.multi_modal_projector
+        turn(model.base, projector.linear_2, seed)
     if source is not None:
         file = source / checkpoint.PATCH_FILE
         given = store.read_safetensors(file).state

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import av
 
-from pave.io.video import Info, info, read_clip
+from pave.io.video import Frames, Info, info, read_clip
 from pave.io.workers import one_thread_each
 from pave.serve import folders
 from pave.serve.limits import Limits, Refused
@@ -47,12 +47,12 @@ class Media(NamedTuple):
     """SideTokens, or what each reader made, or a UserError where the video has no such channel."""
 
 
-Read = Callable[[Path, int, Mapping[str, Wanted]], Media]
+Read = Callable[[Path, Frames, Mapping[str, Wanted]], Media]
 
 
-def read(video: Path, frames: int, wanted: Mapping[str, Wanted]) -> Media:
+def read(video: Path, frames: Frames, wanted: Mapping[str, Wanted]) -> Media:
     """Key frames and side-channels. UserError: an unreadable video, or side-channel file."""
-    clip = read_clip(video, frames)
+    clip = read_clip(video, *frames)
     found = None if video.is_dir() else info(video)
     return Media(clip, found, {name: _side(name, side) for name, side in wanted.items()})
 
@@ -80,7 +80,7 @@ def is_features(file: Path) -> bool:
         return file.suffix == ".pt" or handle.read(9)[8:] == b"{"
 
 
-def read_guarded(video: Path, frames: int, wanted: Mapping[str, Wanted], limits: Limits) -> bytes:
+def read_guarded(video: Path, frames: Frames, wanted: Mapping[str, Wanted], limits: Limits) -> bytes:
     """The same for files of strangers, pickled. Refused: another kind of file, too long, too large."""
     check(video, limits)
     with ExitStack() as stack:
@@ -139,7 +139,7 @@ def guarded(limits: Limits) -> Iterator[Read]:
     context = multiprocessing.get_context("spawn")
     with one_thread_each(), ProcessPool(1, context=context, initializer=_bound_memory) as pool:
 
-        def read_there(video: Path, frames: int, wanted: Mapping[str, Wanted]) -> Media:
+        def read_there(video: Path, frames: Frames, wanted: Mapping[str, Wanted]) -> Media:
             future = pool.schedule(read_guarded, args=[video, frames, wanted, limits], timeout=limits.reading)
             try:
                 return pickle.loads(future.result())

@@ -16,7 +16,7 @@ from pave import config as configs
 from pave import evaluate, live, lora, plug, video_tokens
 from pave.answer import to_device
 from pave.config import Config
-from pave.data import Sample, collate, expand, make_sample, side_tokens
+from pave.data import Sample, collate, expand, key_frames, make_sample, side_tokens
 from pave.model import Pave
 from pave.nn.patch import Patch
 from pave.serve import facts, reading
@@ -99,7 +99,7 @@ class Session:
             for name in self.config.sides
         }
         wanted = {name: plan for name, plan in plans.items() if isinstance(plan, Wanted)}
-        media = self._read(video, self.config.base.frames, wanted)
+        media = self._read(video, key_frames(self.config.base, self.model.base), wanted)
         made = {
             name: self._encode(name, media.sides[name], video) if isinstance(plan, Wanted) else (plan, "")
             for name, plan in plans.items()
