@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from accelerate import DistributedType
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import TrainingArguments
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
@@ -69,6 +69,18 @@ def whole(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterator[
     yield
     for name, parameter in split.items():
         _put(model, name, parameter)
+
+
+@contextmanager
+def writable(tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Inside, what ZeRO-3 split as the base was loaded is whole. All ranks must come along, with one value."""
+    if is_deepspeed_zero3_enabled():
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(list(tensors.values()), modifier_rank=0):
+            yield
+        return
+    yield
 
 
 def _put(model: nn.Module, name: str, parameter: nn.Parameter) -> None:

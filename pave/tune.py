@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pave import distill
+from pave import distill, ranks
 from pave.config import BaseConfig, Config
 from pave.io import store
 from pave.lora import check_same
@@ -91,7 +91,8 @@ def fill(model: Pave, file: Path) -> None:
     if not hasattr(model.base, LESSON):
         given = {name: tensor for name, tensor in given.items() if part_of(name) != LESSON}
     mine = {name: x for name, x in model.base.state_dict(keep_vars=True).items() if name in given}
-    check_same({n: tuple(x.shape) for n, x in mine.items()}, {n: tuple(x.shape) for n, x in given.items()}, file)
-    for name, tensor in mine.items():
-        tensor.copy_(given[name])
+    with ranks.writable(mine):
+        check_same({n: tuple(x.shape) for n, x in mine.items()}, {n: tuple(x.shape) for n, x in given.items()}, file)
+        for name, tensor in mine.items():
+            tensor.copy_(given[name])
     model.tuned |= {*given}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import time
+from functools import partial
 from pathlib import Path
 
 import faults
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 from test_train import losses
 from tiny import SIDE_DIM, make_config, make_data
 
-from pave import config, train
+from pave import config, train, tune
 from pave.config import Config, LoraConfig, PatchConfig, TaskConfig
 from pave.tasks import sideworld
 from pave.types import UserError
@@ -23,6 +24,13 @@ from pave.types import UserError
 ROOT = Path(__file__).parent.parent
 NO_DEEPSPEED = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs deepspeed")
 FILES = ("patch.safetensors", "adapter_model.safetensors")
+
+
+def trained(folder: Path) -> dict[str, torch.Tensor]:
+    """Everything that a run has learnt: patch, LoRA, parts of the base."""
+    files = sorted(file for file in folder.iterdir() if file.name in (*FILES, tune.FILE))
+    assert len(files) == 2
+    return {f"{file.name} {name}": x for file in files for name, x in load_file(file).items()}
 
 
 def make_run(world: World) -> Config:
@@ -42,6 +50,14 @@ def make_joint_run(world: World, folder: Path) -> Config:
     return dataclasses.replace(run, sides={"audio": audio, "echo": echo}, data=mixed)
 
 
+def make_whole_run(world: World) -> Config:
+    """Tower, projector and LLM learn, as in the recipes of whole systems."""
+    run = make_run(world)
+    return dataclasses.replace(
+        run, base=dataclasses.replace(run.base, learn=["tower", "projector", "llm"]), lora=LoraConfig(r=0)
+    )
+
+
 def alone(run: Config, out: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """One process with twice the batch."""
     monkeypatch.setattr(sideworld, "target", faults.wordy)
@@ -52,18 +68,16 @@ def alone(run: Config, out: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def check_equal(one: Path, two: Path) -> None:
     """Losses to 1e-5, and the trained weights."""
     assert losses(two) == pytest.approx(losses(one), abs=1e-5)
-    for file in FILES:
-        a, b = load_file(one / "final" / file), load_file(two / "final" / file)
-        assert a.keys() == b.keys()
-        assert max((a[name] - b[name]).abs().max().item() for name in a) < 1e-5
+    a, b = trained(one / "final"), trained(two / "final")
+    assert a.keys() == b.keys()
+    assert max((a[name] - b[name]).abs().max().item() for name in a) < 1e-5
 
 
 def check_resumed(out: Path) -> None:
     """What faults.interrupted leaves: bit by bit the same."""
     assert losses(out / "stopped") == losses(out / "whole")
-    for file in FILES:
-        a, b = load_file(out / "whole/final" / file), load_file(out / "stopped/final" / file)
-        assert all(torch.equal(a[name], b[name]) for name in a)
+    a, b = trained(out / "whole/final"), trained(out / "stopped/final")
+    assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_two_processes(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,11 +111,13 @@ def test_a_dead_rank_ends_the_run_with_a_message(world: World, tmp_path: Path) -
     assert Path(train.newest_checkpoint(tmp_path / "out")).name == "checkpoint-2"
 
 
-@pytest.mark.parametrize("joint", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_fsdp2(world: World, tmp_path: Path, joint: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "kind", ["joint", pytest.param("one", marks=pytest.mark.slow), pytest.param("whole", marks=pytest.mark.slow)]
+)
+def test_fsdp2(world: World, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ["train.fsdp=true", f"train.fsdp_config={ROOT}/configs/fsdp2.json"]
-    run = make_joint_run(world, tmp_path) if joint else make_run(world)
-    in_pieces({"run": run}, options, tmp_path, monkeypatch)
+    make = {"joint": partial(make_joint_run, folder=tmp_path), "one": make_run, "whole": make_whole_run}[kind]
+    in_pieces({"run": make(world)}, options, tmp_path, monkeypatch)
     assert (tmp_path / "run/whole/checkpoint-4/pytorch_model_fsdp.bin").exists()
 
 
@@ -110,11 +126,13 @@ def test_fsdp2(world: World, tmp_path: Path, joint: bool, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("stage", [2, 3])
 def test_zero(world: World, tmp_path: Path, stage: int, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = {}
-    for name, start in {"run": make_run(world), "joint": make_joint_run(world, tmp_path)}.items():
+    starts = {"run": make_run(world), "joint": make_joint_run(world, tmp_path), "whole": make_whole_run(world)}
+    for name, start in starts.items():
         first = alone(start, tmp_path / f"{name} start", monkeypatch) / "final"
         # ZeRO-3 loads the base in another way, which leaves other random numbers for a fresh patch.
         sides = {side: dataclasses.replace(patch, init=str(first)) for side, patch in start.sides.items()}
-        runs[name] = dataclasses.replace(start, sides=sides, lora=dataclasses.replace(start.lora, init=str(first)))
+        lora = dataclasses.replace(start.lora, init=str(first) if start.lora.r else "")
+        runs[name] = dataclasses.replace(start, sides=sides, lora=lora)
     in_pieces(runs, [f"train.deepspeed={ROOT}/configs/deepspeed/zero{stage}.json"], tmp_path, monkeypatch)
     pieces = {f.name for f in (tmp_path / "run/whole/checkpoint-4/global_step4").iterdir()}
     assert {name for name in pieces if "optim_states" in name} == {

@@ -18,6 +18,7 @@ from serving import Served, data_url, error
 from tiny import SIDE_DIM
 
 from pave.io import store
+from pave.io.video import Frames
 from pave.serve.limits import Limits, Refused
 from pave.serve.reading import Wanted, check, checked, guarded
 
@@ -130,11 +131,11 @@ def test_a_file_that_crashes_or_hangs_its_decoder_harms_nobody(world: World, tmp
     video = world.data / "videos/test_00000.mp4"
     with guarded(Limits()) as read:
         with pytest.raises(Refused, match="decoding it failed"):
-            read(video, 4, {"audio": Wanted(video, crash, crash, own=True)})
-        assert len(read(video, 4, {}).clip.frames) == 4
+            read(video, Frames(4), {"audio": Wanted(video, crash, crash, own=True)})
+        assert len(read(video, Frames(4), {}).clip.frames) == 4
     os.mkfifo(tmp_path / "endless")
     with guarded(Limits(reading=1)) as read, pytest.raises(Refused, match="took over 1 s"):
-        read(tmp_path / "endless", 4, {})
+        read(tmp_path / "endless", Frames(4), {})
 
 
 def test_a_decoder_makes_no_file_that_a_kill_would_leave(
@@ -145,7 +146,7 @@ def test_a_decoder_makes_no_file_that_a_kill_would_leave(
     features = world.data / "features/audio/test_00000.safetensors"
     with guarded(Limits()) as read:
         wanted = Wanted(features, partial(store.read, extractors=["imagebind_audio"]), None)
-        media = read(world.data / "videos/test_00000.mp4", 4, {"audio": wanted})
+        media = read(world.data / "videos/test_00000.mp4", Frames(4), {"audio": wanted})
         assert media.sides["audio"].x.shape == (5, 1, SIDE_DIM)
         assert not list(tmp_path.iterdir())
 

@@ -5,18 +5,32 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import World
+from newer_bases import make_internvl, make_qwen3
+from other_bases import make_original, make_port, make_qwen
+from ppllava_base import make_ppllava
 from safetensors.torch import load_file, save_file
-from tiny import make_config
+from tiny import make_base, make_config
 
 from pave import checkpoint, live, mix, plug, train, tune
 from pave import config as configs
-from pave.config import Config, LoraConfig
-from pave.types import UserError
+from pave.config import BaseConfig, Config, DataConfig, LoraConfig
+from pave.data import collate, make_sample
+from pave.types import Clip, UserError
 
 ALONE = LoraConfig(r=0)
+MAKE = {
+    "llava_onevision": make_base,
+    "video_llava": make_port,
+    "video_llava original": make_original,
+    "qwen2_5_vl": make_qwen,
+    "qwen3_vl": make_qwen3,
+    "internvl": make_internvl,
+    "ppllava": make_ppllava,
+}
 SYSTEMS = sorted((Path(__file__).parent.parent / "configs/systems").glob("*.yaml"))
 
 
@@ -39,6 +53,25 @@ def test_these_parts_learn_and_come_back(world: World, tmp_path: Path, learn: li
     for name, tensor in stored.items():
         assert torch.equal(after[name], tensor)
     assert len(changed & {*stored}) > 0.8 * len(stored)  # an unused bias or norm may rest
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_all_that_learns_is_used(name: str, tmp_path: Path) -> None:
+    """Ranks that share parameters wait for each gradient, a resumed run for what the optimizer knows of each."""
+    path = str(MAKE[name](tmp_path))
+    base = BaseConfig(name.split()[0], path, frames=8, dtype="float32", learn=["tower", "llm"])
+    if name != "llava_onevision":
+        base = dataclasses.replace(base, newline="no_token")
+    start = Config(base=base, lora=ALONE, data=DataConfig(max_length=4096))
+    if any(tune.part_of(n) == "projector" for n, _ in checkpoint.load_base(base).named_parameters()):
+        start = dataclasses.replace(start, base=dataclasses.replace(base, learn=["tower", "projector", "llm"]))
+    model = checkpoint.create(start).train()
+    clip = Clip(np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), np.uint8), np.arange(8) / 2)
+    batch = collate([make_sample(start, model.base, "what?", clip, {}, answer="a dog")], 0)
+    model(**batch)["loss"].backward()
+    learns = {n: p for n, p in model.base.named_parameters() if p.requires_grad}
+    assert [n for n, p in learns.items() if p.grad is None] == []
+    assert {tune.part_of(n) for n in learns} == {*start.base.learn}
 
 
 def test_a_next_stage_keeps_what_the_first_one_learnt(world: World, tmp_path: Path) -> None:

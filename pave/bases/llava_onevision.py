@@ -56,6 +56,12 @@ class LlavaOnevision(nn.Module):
         """Tokens along one edge of a pooled frame."""
 
     @property
+    def rests(self) -> str:
+        """What no visual token comes from, and so never learns."""
+        newline = r"|hf\.model\.image_newline" if self.newline == "no_token" else ""
+        return r"hf\.model\.vision_tower\.(vision_model\.)?(post_layernorm|head)\..*" + newline
+
+    @property
     def lm(self) -> nn.Module:
         """The Qwen2 layers; LoRA goes in here and nowhere else."""
         return self.hf.model.language_model

@@ -66,6 +66,8 @@ class Frames(nn.Module):
     def __init__(self, hf: Any, layer: int) -> None:
         super().__init__()
         self.hf, self.layer = hf, layer
+        self.reads: int = range(1 + hf.config.num_hidden_layers)[layer]
+        """How many of its layers are needed."""
         self.image_size: int = hf.config.image_size
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -87,6 +89,10 @@ class VideoLlava(nn.Module):
         first, *_, last = (layer for layer in projector.modules() if isinstance(layer, nn.Linear))
         self.query_dim, self.embed_dim = first.in_features, last.out_features
         self.is_port = isinstance(tower, Frames)
+        unread = range(tower.reads, tower.hf.config.num_hidden_layers) if isinstance(tower, Frames) else ()
+        layers = "|".join(map(str, unread))
+        self.rests = rf"vision_tower\.hf\.(vision_model\.)?(post_layernorm|encoder\.layers\.({layers}))\..*"
+        """What no visual token comes from, and so never learns."""
         self.unit: int = self.vision_tower.frames
         """The number of frames is a multiple of it."""
 
