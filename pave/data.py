@@ -60,9 +60,16 @@ def pad(rows: Sequence[Sequence[int]], value: int, left: bool = False) -> Tensor
 
 
 def collate(
-    samples: Sequence[Sample], pad_id: int, left: bool = False, widths: Mapping[str, int] | None = None
+    samples: Sequence[Sample],
+    pad_id: int,
+    left: bool = False,
+    widths: Mapping[str, int] | None = None,
+    apart: bool = False,
 ) -> dict[str, Any]:
-    """A batch for Pave.forward; pad at the left for generation. `widths`: channels to have though no sample has any."""
+    """A batch for Pave.forward; pad at the left for generation. `widths`: channels to have though no sample has any.
+
+    Videos of several sizes are seen one by one; `apart`, those of one size too.
+    """
     ids = pad([s.ids for s in samples], pad_id, left)
     batch: dict[str, Any] = {
         "ids": ids,
@@ -72,7 +79,7 @@ def collate(
     videos = [s for s in samples if s.pixels is not None]
     if videos:
         pixels = [s.pixels for s in videos if s.pixels is not None]
-        batch["pixels"] = torch.stack(pixels) if len({x.shape for x in pixels}) == 1 else pixels
+        batch["pixels"] = torch.stack(pixels) if len({x.shape for x in pixels}) == 1 and not apart else pixels
         batch["frame_seconds"] = [s.frame_seconds for s in videos]
         if guides := [s.guide for s in videos if s.guide is not None]:
             batch["guides"] = pad(guides, 0)

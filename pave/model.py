@@ -60,6 +60,12 @@ class Pave(nn.Module):
         self.tuned: set[str] = set()
         """Tensors of the base that are not as published."""
 
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """Classes of the tower's and the LLM's layers, which FSDP2 gathers one by one; accelerate asks for them."""
+        kept = {name for part in self.base.modules() for name in getattr(part, "_no_split_modules", None) or ()}
+        return sorted(kept & {type(part).__name__ for part in self.base.modules()})
+
     def set_patches(self, weights: Mapping[str, float]) -> None:
         """Switch and weight patches; those not named are off. A LoRA is as strong as the strongest of its patches.
 

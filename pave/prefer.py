@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import TrainingArguments
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from pave import data
+from pave import data, ranks
 from pave.answer import to_device
 from pave.data import Questions, Sample
 from pave.io.atomic import atomic_file
@@ -119,7 +118,7 @@ def refer(model: Pave, parts: Mapping[str, Pairs], out: Path, arguments: Trainin
 
     Each rank asks its share of the questions. Raises UserError where weights are split, or answers differ in weight.
     """
-    if arguments.fsdp or is_deepspeed_zero3_enabled() or arguments.average_tokens_across_devices:
+    if ranks.are_split(arguments) or arguments.average_tokens_across_devices:
         raise UserError(
             "dpo_beta: needs whole weights on each GPU and pairs that count alike: DDP or ZeRO-2, without "
             "train.average_tokens_across_devices"

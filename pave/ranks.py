@@ -54,6 +54,11 @@ def _rehearse(arguments: TrainingArguments) -> None:
         deepspeed.init_distributed("gloo", auto_mpi_discovery=False)
 
 
+def are_split(arguments: TrainingArguments) -> bool:
+    """Whether each rank holds a part of every parameter, so that all must call the same modules equally often."""
+    return bool(arguments.fsdp) or is_deepspeed_zero3_enabled()
+
+
 @contextmanager
 def whole(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
     """Inside, parameters that ZeRO-3 or FSDP2 split are whole on every rank, to be read. All ranks must come along."""

@@ -133,7 +133,9 @@ class PaveTrainer(Trainer):
         # Ranks that share parameters must all run a patch that one of them runs.
         shared = ranks.uneven(config) and (arguments.deepspeed or arguments.fsdp)
         widths = {name: side.dim for name, side in config.sides.items()} if shared else None
-        together = prefer.collate if config.dpo_beta else collate
+        # Those of another rank may be of other sizes, or of one.
+        apart = functools.partial(collate, apart=ranks.are_split(arguments))
+        together = prefer.collate if config.dpo_beta else apart
         super().__init__(
             model=model,
             args=arguments,

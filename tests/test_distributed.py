@@ -4,24 +4,40 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import shutil
 import time
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import faults
 import pytest
 import torch
+from clips import write_clip
 from conftest import World
+from newer_bases import make_internvl, make_qwen3
+from other_bases import make_port, make_qwen
+from ppllava_base import make_ppllava
 from safetensors.torch import load_file
 from test_train import losses
-from tiny import SIDE_DIM, make_config, make_data
+from tiny import SIDE_DIM, make_base, make_config, make_data
 
-from pave import config, train, tune
-from pave.config import Config, LoraConfig, PatchConfig, TaskConfig
+from pave import checkpoint, config, train, tune
+from pave.config import BaseConfig, Config, LoraConfig, PatchConfig, TaskConfig
+from pave.model import Pave
 from pave.tasks import sideworld
 from pave.types import UserError
 
 ROOT = Path(__file__).parent.parent
+WRAPPED = {
+    "llava_onevision": (make_base, ["Qwen2DecoderLayer", "SiglipEncoderLayer"]),
+    "video_llava": (make_port, ["LlamaDecoderLayer", "CLIPEncoderLayer"]),
+    "ppllava": (make_ppllava, ["LlamaDecoderLayer"]),
+    "qwen2_5_vl": (make_qwen, ["Qwen2_5_VLDecoderLayer", "Qwen2_5_VLVisionBlock"]),
+    "qwen3_vl": (make_qwen3, ["Qwen3VLTextDecoderLayer", "Qwen3VLVisionBlock"]),
+    "internvl": (make_internvl, ["Qwen2DecoderLayer", "InternVLVisionLayer"]),
+}
+"""Classes of the layers that fill the memory."""
 NO_DEEPSPEED = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs deepspeed")
 FILES = ("patch.safetensors", "adapter_model.safetensors")
 
@@ -55,6 +71,19 @@ def make_whole_run(world: World) -> Config:
     run = make_run(world)
     return dataclasses.replace(
         run, base=dataclasses.replace(run.base, learn=["tower", "projector", "llm"]), lora=LoraConfig(r=0)
+    )
+
+
+def make_uneven_run(world: World, folder: Path) -> Config:
+    """Some videos are short and have fewer frames, so that one rank may hold two of a size, the other two sizes."""
+    root = shutil.copytree(world.data, folder / "uneven")
+    for name in ("train_00000", "train_00003"):
+        write_clip(root / f"videos/{name}.mp4", frames=50, size=(64, 64))
+    run = make_run(world)
+    return dataclasses.replace(
+        run,
+        base=dataclasses.replace(run.base, frames=6, fps=1.0),
+        data=dataclasses.replace(run.data, root=str(root)),
     )
 
 
@@ -112,11 +141,12 @@ def test_a_dead_rank_ends_the_run_with_a_message(world: World, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    "kind", ["joint", pytest.param("one", marks=pytest.mark.slow), pytest.param("whole", marks=pytest.mark.slow)]
+    "kind", ["joint", "uneven", *(pytest.param(name, marks=pytest.mark.slow) for name in ("one", "whole"))]
 )
 def test_fsdp2(world: World, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ["train.fsdp=true", f"train.fsdp_config={ROOT}/configs/fsdp2.json"]
-    make = {"joint": partial(make_joint_run, folder=tmp_path), "one": make_run, "whole": make_whole_run}[kind]
+    uneven, joint = (partial(make, folder=tmp_path) for make in (make_uneven_run, make_joint_run))
+    make = {"joint": joint, "uneven": uneven, "one": make_run, "whole": make_whole_run}[kind]
     in_pieces({"run": make(world)}, options, tmp_path, monkeypatch)
     assert (tmp_path / "run/whole/checkpoint-4/pytorch_model_fsdp.bin").exists()
 
@@ -127,6 +157,7 @@ def test_fsdp2(world: World, tmp_path: Path, kind: str, monkeypatch: pytest.Monk
 def test_zero(world: World, tmp_path: Path, stage: int, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = {}
     starts = {"run": make_run(world), "joint": make_joint_run(world, tmp_path), "whole": make_whole_run(world)}
+    starts["uneven"] = make_uneven_run(world, tmp_path)
     for name, start in starts.items():
         first = alone(start, tmp_path / f"{name} start", monkeypatch) / "final"
         # ZeRO-3 loads the base in another way, which leaves other random numbers for a fresh patch.
@@ -138,6 +169,14 @@ def test_zero(world: World, tmp_path: Path, stage: int, monkeypatch: pytest.Monk
     assert {name for name in pieces if "optim_states" in name} == {
         f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in (0, 1)
     }
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_fsdp2_gathers_the_layers_of_every_base_one_by_one(name: str, tmp_path: Path) -> None:
+    make, layers = WRAPPED[name]
+    newline: Literal["grid", "no_token"] = "grid" if name == "llava_onevision" else "no_token"
+    model = Pave(checkpoint.load_base(BaseConfig(name, str(make(tmp_path)), newline=newline), weights=False), {})
+    assert {*layers} <= {*model._no_split_modules} <= {type(part).__name__ for part in model.modules()}
 
 
 def in_pieces(runs: dict[str, Config], options: list[str], out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
