@@ -89,7 +89,7 @@ def main(
         log.info("step %d: %s", step, {name: shares[-1] for name, shares in found.items()})
         out.write_text(json.dumps(found))
 
-    fit(model, losses(), steps, rate=1.5e-3)
+    fit(model, losses(), steps, rate=config.patch_lr or 1.5e-3)
     note(steps)
     return found
 

@@ -11,13 +11,17 @@ activitynet/v_abc. One made-up record:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pave.tasks import _prepare, _read
-from pave.types import Prediction, Question, UserError
+from pave.tasks._learnt import chance as chance
+from pave.tasks._learnt import prompt as prompt
+from pave.tasks._learnt import score as score
+from pave.tasks._learnt import target as target
+from pave.types import Question
 
 FOLDERS = ("1_2_m_academic", "1_2_m_youtube", "2_3_m_academic", "2_3_m_youtube")
 SPLITS = ("train",)
@@ -52,26 +56,6 @@ def _question(folder: str, raw: Any) -> Iterable[Question]:
         history=tuple(history),
         features=str(PurePosixPath(video.split("/", 1)[-1]).with_suffix("")),
     )
-
-
-def prompt(question: Question) -> str:
-    """The question as it stands."""
-    return question.text
-
-
-def target(question: Question) -> str:
-    """The answer."""
-    return question.answers[0]
-
-
-def score(pairs: Iterable[tuple[Question, Prediction | None]]) -> dict[str, float]:
-    """Nothing published scores these answers. Raises UserError."""
-    raise UserError("llava_video is for training only and has no score; evaluate on a benchmark (`pave list tasks`)")
-
-
-def chance(questions: Sequence[Question]) -> dict[str, float]:
-    """There is no such thing for free text."""
-    return {}
 
 
 def about(split: str) -> dict[str, str]:

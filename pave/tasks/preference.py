@@ -7,12 +7,16 @@ For training with `dpo_beta`. Below root train.jsonl, a record a line, with the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from pave.tasks import _read
-from pave.types import Prediction, Question, UserError
+from pave.tasks._learnt import chance as chance
+from pave.tasks._learnt import prompt as prompt
+from pave.tasks._learnt import score as score
+from pave.tasks._learnt import target as target
+from pave.types import Question
 
 SPLITS = ("train",)
 EXPECTED: dict[str, int] = {}
@@ -35,26 +39,6 @@ def _question(raw: Any) -> Iterable[Question]:
     qid = _read.ident(raw, "id") if "id" in raw else video
     better, worse = (_read.field(raw, name, str) for name in ("chosen", "rejected"))
     yield Question(qid, video, text.strip(), (better,), rejected=worse)
-
-
-def prompt(question: Question) -> str:
-    """The question alone."""
-    return question.text
-
-
-def target(question: Question) -> str:
-    """The better answer."""
-    return question.answers[0]
-
-
-def score(pairs: Iterable[tuple[Question, Prediction | None]]) -> dict[str, float]:
-    """Answers are not scored. Raises UserError."""
-    raise UserError("preference is for training only and has no score; evaluate on a benchmark (`pave list tasks`)")
-
-
-def chance(questions: Sequence[Question]) -> dict[str, float]:
-    """There is no such thing for free text."""
-    return {}
 
 
 def about(split: str) -> dict[str, str]:

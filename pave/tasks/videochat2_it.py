@@ -11,12 +11,16 @@ records, with a hint before the question or none:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from pave.tasks import _read
-from pave.types import Prediction, Question, UserError
+from pave.tasks._learnt import chance as chance
+from pave.tasks._learnt import prompt as prompt
+from pave.tasks._learnt import score as score
+from pave.tasks._learnt import target as target
+from pave.types import Question
 
 SPLITS = ("train",)
 EXPECTED: dict[str, int] = {}
@@ -46,26 +50,6 @@ def _question(raw: Any) -> Iterable[Question]:
 def _asked(turn: Any) -> str:
     hint = _read.field(turn, "i", str) if "i" in turn else ""
     return " ".join(part for part in (hint.strip(), _read.field(turn, "q", str).strip()) if part)
-
-
-def prompt(question: Question) -> str:
-    """The question as it stands."""
-    return question.text
-
-
-def target(question: Question) -> str:
-    """The answer."""
-    return question.answers[0]
-
-
-def score(pairs: Iterable[tuple[Question, Prediction | None]]) -> dict[str, float]:
-    """Nothing published scores these answers. Raises UserError."""
-    raise UserError("videochat2_it is for training only and has no score; evaluate on a benchmark (`pave list tasks`)")
-
-
-def chance(questions: Sequence[Question]) -> dict[str, float]:
-    """There is no such thing for free text."""
-    return {}
 
 
 def about(split: str) -> dict[str, str]:
