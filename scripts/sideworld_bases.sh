@@ -16,9 +16,13 @@ DATA=${DATA:-$OUT/data} WEIGHTS=${WEIGHTS:-$OUT/base} PATCH=${PATCH:-}
 CONFIG=configs/sideworld_audio.yaml
 SECONDS=0
 
+# Where a patch is slow to become loud: twice the steps, eight times its weight.
+LOUD="train.max_steps=300 sides.audio.weight=8 lora.alpha=2"
 case $BASE in
-  qwen2_5_vl | ppllava) FRAMES=32 ;;
-  video_llava | video_panda) FRAMES=16 ;;
+  qwen2_5_vl) FRAMES=32 RECIPE="" ;;
+  video_llava) FRAMES=16 RECIPE="" ;;
+  video_panda) FRAMES=16 RECIPE=$LOUD ;;
+  ppllava) FRAMES=32 RECIPE=$LOUD ;;
   *)
     echo "$BASE: expected qwen2_5_vl, video_llava, video_panda or ppllava" >&2
     exit 1
@@ -30,7 +34,7 @@ if [ ! -d "$DATA/features/audio" ]; then
 fi
 [ -d "$WEIGHTS" ] || pave pretrain "$BASE" --out "$WEIGHTS" --seed "$SEED"
 set -- base.name="$BASE" base.path="$WEIGHTS" base.frames=$FRAMES base.newline=no_token data.root="$DATA" \
-  train.seed="$SEED" train.per_device_train_batch_size=32 "${@:4}"
+  train.seed="$SEED" train.per_device_train_batch_size=32 $RECIPE "${@:4}"
 
 # answers TRAINED FOLDER: with and without the sound, and without the patch
 answers() {
@@ -43,21 +47,23 @@ answers() {
 
 pave train $CONFIG --out "$OUT/train" "$@"
 answers "$OUT/train/final" "$OUT"
-# arm NAME LEARNS PLUGIN [PATCH [turned]]: on kept features, exams every 30 steps
+# arm NAME LEARNS PLUGIN PATCH turned|no [key=value ...]: on kept features, exams every 30 steps
 arm() {
   python -c 'import sys; from pathlib import Path; from pave import config; from pave.pretrain import kept
 file, out, learns, name, patch, turned, *settings = sys.argv[1:]
 settings = config.load(file, [*settings, f"base.name={name}"])
 kept.main(settings, Path(out), learns, Path(patch) if patch else None, turned == "turned")' \
-    $CONFIG "$OUT/kept_$1.json" "$2" "$3" "${4:-}" "${5:-}" "${SETTINGS[@]}"
+    $CONFIG "$OUT/kept_$1.json" "$2" "$3" "$4" "$5" "${SETTINGS[@]}" "${@:6}"
 }
 if [ "$BASE" = ppllava ] && [ -n "$PATCH" ]; then
   SETTINGS=("$@")
-  arm after all ppllava
-  arm before all pave.pretrain.before_pooling
-  arm carried nothing ppllava "$PATCH"
-  arm output output ppllava "$PATCH"
-  arm turned nothing ppllava "$PATCH" turned
-  arm turned_output output ppllava "$PATCH" turned
+  AS_LOUD="sides.audio.weight=1 lora.alpha=16" # as it was trained
+  arm after all ppllava "" no
+  arm before all pave.pretrain.before_pooling "" no
+  arm carried nothing ppllava "$PATCH" no $AS_LOUD
+  arm carried_before nothing pave.pretrain.before_pooling "$PATCH" no $AS_LOUD
+  arm output output ppllava "$PATCH" no $AS_LOUD
+  arm turned nothing ppllava "$PATCH" turned $AS_LOUD
+  arm turned_output output ppllava "$PATCH" turned $AS_LOUD
 fi
 echo "done in $((SECONDS / 60)) min $((SECONDS % 60)) s: $OUT/report.md"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +27,8 @@ from pave.pretrain.others import BASES, ROWS, Small
 from pave.pretrain.turn import turn
 from pave.tasks import sideworld as task
 from pave.types import UserError
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +181,7 @@ def test_a_carried_patch_learns_its_output_map_at_most(tmp_path: Path, learns: k
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(checkpoint, "create", lambda config: trained.append(created(config)) or trained[0])
         turned = learns == "output"
-        found = kept.main(config, tmp_path / "found.json", learns, tmp_path / "source", turned, clips=2, steps=2)
+        found = kept.main(config, tmp_path / "found.json", learns, tmp_path / "source", turned, clips=2)
     assert {name: len(shares) for name, shares in found.items()} == {"which_sound": 2, "bigger_color": 2, "shuffled": 2}
     given = load_file(tmp_path / "source/patch.safetensors")
     now = trained[0].patches.state_dict()
@@ -193,9 +198,31 @@ def test_a_carried_patch_learns_its_output_map_at_most(tmp_path: Path, learns: k
 @pytest.mark.slow
 def test_another_base_learns_to_see_and_what_sounds_are(tmp_path: Path) -> None:
     """Video-LLaVA as in doc/bases_sideworld.md: the picture and captions tell it, without them it must guess."""
-    found = graft.learn("video_llava", tmp_path / "base", see_steps=400, scenes=400, talk_steps=180)
+    found = graft.learn("video_llava", tmp_path / "base")
     assert min(found["bigger_color"], found["captioned bigger_color"], found["captioned which_sound"]) >= 0.95
     assert found["shape_of_color"] >= 0.8
     # 50 questions: chance is 1/8, four standard deviations .19.
     assert found["which_sound"] < 0.32
     assert plug.load("bases", "video_llava").load(str(tmp_path / "base")).visual_tokens(16) == 80
+
+
+@pytest.mark.slow
+def test_the_script_goes_through_every_experiment(tmp_path: Path) -> None:
+    """On a base that has learnt nothing, three steps: what it writes, not what it finds."""
+    torch.manual_seed(0)
+    BASES["ppllava"]().save(tmp_path / "base")
+    data, tower = str(tmp_path / "data"), "asset:sideworld/audio.safetensors"
+    store = ["--videos", f"{data}/videos", "--out", f"{data}/features/audio", "--weights", tower]
+    pave, patch = ROOT / ".venv/bin/pave", ROOT / "tests/fixtures/sideworld_audio"
+    subprocess.run([pave, "prepare", "sideworld", "--out", data, "--train", "6", "--test", "4"], check=True)
+    subprocess.run([pave, "extract", "audio", *store], check=True)
+    script = ["bash", ROOT / "scripts/sideworld_bases.sh", "ppllava", tmp_path / "out", "0", "train.max_steps=3"]
+    subprocess.run(
+        script, check=True, env={**os.environ, "DATA": data, "WEIGHTS": str(tmp_path / "base"), "PATCH": str(patch)}
+    )
+    assert "| audio questions |" in (tmp_path / "out/report.md").read_text()
+    arms = {file.stem: json.loads(file.read_text()) for file in (tmp_path / "out").glob("kept_*.json")}
+    assert arms.keys() == {
+        f"kept_{arm}" for arm in ("after", "before", "carried", "carried_before", "output", "turned", "turned_output")
+    }
+    assert all({*found} == {"which_sound", "bigger_color", "shuffled"} for found in arms.values())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,18 +27,37 @@ SOFT = 0.05
 """By which the residual stream of the shipped base was scaled down, and that of the others is (`base.soften`)."""
 
 
-def learn(
-    name: str, out: Path, see_steps: int = 400, scenes: int = 400, talk_steps: int = 400, seed: int = 0
-) -> dict[str, float]:
+class Lessons(NamedTuple):
+    """How long a base learns."""
+
+    see: int
+    """Steps."""
+    scenes: int
+    """That it talks about."""
+    talk: int
+    """Steps."""
+
+
+LESSONS = {
+    "qwen2_5_vl": Lessons(400, 600, 250),
+    "video_llava": Lessons(400, 400, 180),
+    "video_panda": Lessons(300, 300, 200),
+    "ppllava": Lessons(800, 1200, 1500),
+}
+"""Those of doc/bases_sideworld.md."""
+
+
+def learn(name: str, out: Path, lessons: Lessons | None = None, seed: int = 0) -> dict[str, float]:
     """Train the tiny version of base `name` and write it as published; what it knows then, also in OUT/exam.json."""
+    lessons = lessons or LESSONS[name]
     torch.manual_seed(seed)
     teacher = shipped()
     small = BASES[name]()
     graft(small.base, teacher)
-    see(small, teacher, see_steps, seed)
+    see(small, teacher, lessons.see, seed)
     if getattr(small.base, "by_question", False):
-        heed(small, see_steps // 4, seed)
-    talk(small, scenes, talk_steps, seed)
+        heed(small, 100, seed)
+    talk(small, lessons.scenes, lessons.talk, seed)
     found = exam(small, 250)
     soften(small.base.lm, small.last, SOFT)
     small.save(out)
