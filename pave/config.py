@@ -30,6 +30,8 @@ class BaseConfig:
     """T, key frames a video, sampled uniformly."""
     fps: float = 0.0
     """Key frames a second, `frames` at most, so that short videos have fewer; 0: always `frames`."""
+    choice: Literal["even", "own"] = "even"
+    """Which key frames: evenly spaced, or by the base's own published rule, whatever `frames` and `fps` say."""
     newline: Literal["grid", "frame", "one_token", "no_token"] = "grid"
     """Where the learned newline vector stands among the visual tokens."""
     pool: Literal["bilinear", "average", "max"] | None = None

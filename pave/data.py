@@ -190,9 +190,11 @@ class Questions(Dataset[Sample]):
 
         frames, (file, *more) = key_frames(self.config.base, self.base), self.visual(question)
         if not self.config.data.video_tokens:
-            return read_pictures([file, *more]) if question.pictures else read_clip(file, *frames)
-        if frames.rate:
-            raise UserError(f"{file}: holds a fixed number of frames; set base.fps=0, or leave data.video_tokens empty")
+            return read_pictures([file, *more]) if question.pictures else read_clip(file, frames)
+        if frames.rate or frames.own:
+            raise UserError(
+                f"{file}: holds evenly spaced frames; set base.fps=0 base.choice=even, or data.video_tokens=''"
+            )
         if hasattr(self.base, "positions"):
             name = self.config.base.name
             raise UserError(f"{file}: tells no size of pictures, which {name} needs; leave data.video_tokens empty")
@@ -217,12 +219,15 @@ class Questions(Dataset[Sample]):
 
 
 def key_frames(config: BaseConfig, base: Any) -> Frames:
-    """How many frames a base looks at. UserError: a rate below nothing."""
+    """Which frames a base looks at. UserError: a rate below nothing, a base without a rule of its own."""
     from pave.io.video import Frames
 
     if not config.fps >= 0:
         raise UserError(f"base.fps={config.fps}: expected frames a second, or 0 for always base.frames")
-    return Frames(config.frames, config.fps, getattr(base, "unit", 1))
+    own = getattr(base, "choose", None) if config.choice == "own" else None
+    if config.choice == "own" and own is None:
+        raise UserError(f"base.choice=own: {config.name} has no rule of its own for key frames; set base.choice=even")
+    return Frames(config.frames, config.fps, getattr(base, "unit", 1), own)
 
 
 def plugins(config: Config) -> dict[str, ModuleType]:

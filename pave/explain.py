@@ -98,7 +98,7 @@ def explain(
     return Explanation(
         question,
         answer,
-        _pictures(read_clip(video, *key_frames(config.base, model.base)), scene.sample.frame_seconds),
+        _pictures(read_clip(video, key_frames(config.base, model.base)), scene.sample.frame_seconds),
         _views(model, scene.sample, present, token),
         _worth(model, _answered(model, scene.sample, question, answer), present, strange),
     )

@@ -18,7 +18,7 @@ def add(model: Pave, config: Config, name: str, folder: Path, overrides: Sequenc
     Returns the config with them. Raises UserError, and changes nothing, where they do not fit.
     """
     trained = checkpoint.read_config(folder, overrides)
-    _check_base(trained, config, folder, also=["frames", "fps"])
+    _check_base(trained, config, folder, also=["frames", "fps", "choice"])
     lora.check_not_merged(model.base.hf)
     if not trained.sides:
         raise UserError(f"{folder}: has no patch to add, only LoRA")
@@ -68,7 +68,9 @@ def hotswap(model: Pave, config: Config, folder: Path, overrides: Sequence[str] 
     model.patches.clear()
     model.loras, model.patch_weights = {}, {}
     checkpoint.attach(model, lora.DEFAULT, trained.sides, incoming)
-    base = dataclasses.replace(config.base, frames=trained.base.frames, fps=trained.base.fps)
+    base = dataclasses.replace(
+        config.base, frames=trained.base.frames, fps=trained.base.fps, choice=trained.base.choice
+    )
     return dataclasses.replace(trained, base=base)
 
 

@@ -137,7 +137,7 @@ class Model(lmms):
         from pave.io.video import read_clip
 
         config, base = self.config, self.model.base
-        clip = read_clip(first.video, *key_frames(config.base, base))
+        clip = read_clip(first.video, key_frames(config.base, base))
         sides = {
             name: None if file is None else side_tokens(plugin.load, file, config.sides[name].dim)
             for (name, plugin), file in zip(plugins(config).items(), first.features)

@@ -77,8 +77,11 @@ def test_videos_of_several_lengths_have_frames_by_their_length(
     evaluate.main(model, config, tmp_path / "one", other(batch=1))
     assert results(tmp_path / "four")[0] == results(tmp_path / "one")[0]
     stored = dataclasses.replace(config, data=dataclasses.replace(config.data, video_tokens="videos"))
-    with pytest.raises(UserError, match=r"train_00000.* set base\.fps=0"):
+    with pytest.raises(UserError, match=r"train_00000.* set base\.fps=0 base\.choice=even"):
         Questions(stored, model.base, "train", with_answers=True, complete=False)[0]
+    own = dataclasses.replace(config, base=dataclasses.replace(base, choice="own"))
+    with pytest.raises(UserError, match=r"llava_onevision has no rule of its own .* set base\.choice=even"):
+        Questions(own, model.base, "train", with_answers=True)[0]
     slow = dataclasses.replace(config, base=dataclasses.replace(base, fps=-1.0))
     with pytest.raises(UserError, match=r"base\.fps=-1"):
         Questions(slow, model.base, "train", with_answers=True)[0]

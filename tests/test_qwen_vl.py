@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessorPil
 
 from pave import answer, checkpoint, lora, train
-from pave.bases import _qwen_vl
+from pave.bases import _qwen_vl, qwen2_5_vl, qwen3_vl
 from pave.config import BaseConfig, Config, DataConfig, LoraConfig, PatchConfig
 from pave.data import Questions, Sample, collate, make_sample
 from pave.model import Pave
@@ -134,6 +134,16 @@ def test_tokens_and_positions_of_a_video(config: Config) -> None:
     assert torch.equal(left[:, 3:], found)
     text = torch.tensor([[5, 6, 7], [0, 5, 6]])
     assert base.positions(text, text != 0, [], None)[0].tolist() == [[0, 1, 2], [0, 0, 1]]
+
+
+def test_frames_as_the_processors_of_both_models_choose_them() -> None:
+    """By hand: two a second, at least 4 and at most 768; in pairs at equal steps, or from end to end."""
+    assert qwen2_5_vl.choose(300, 30.0).tolist() == list(range(0, 300, 15))
+    assert qwen2_5_vl.choose(7, 25.0).tolist() == [0, 1, 3, 5]
+    assert [qwen2_5_vl.choose(n, 25.0).tolist() for n in (3, 1)] == [[0, 1], [0, 0]]
+    assert len(qwen2_5_vl.choose(100_000, 25.0)) == len(qwen3_vl.choose(100_000, 25.0)) == 768
+    assert qwen3_vl.choose(61, 12.0).tolist() == [0, 7, 13, 20, 27, 33, 40, 47, 53, 60]
+    assert qwen3_vl.choose(3, 25.0).tolist() == [0, 1, 2]
 
 
 def test_an_odd_frame_counts_twice(config: Config) -> None:

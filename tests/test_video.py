@@ -56,24 +56,28 @@ def test_folder_is_the_release_rule(row: dict[str, Any], tmp_path: Path) -> None
 
 def test_frames_a_second() -> None:
     """By hand: as many as the rate gives, at most `most`, no more than there are, in whole units, one at least."""
-    assert Frames(32).of(75, 25.0) == Frames(32, unit=8).of(3, 25.0) == 32
-    assert [Frames(32, 2.0).of(n, 25.0) for n in (75, 37, 2000, 5)] == [6, 2, 32, 1]
-    assert [Frames(32, 2.0, 4).of(n, 25.0) for n in (75, 37, 2000)] == [4, 4, 32]
-    assert Frames(30, 2.0, 4).of(2000, 25.0) == 28
-    assert Frames(32, 60.0).of(20, 25.0) == 20
+
+    def count(frames: Frames, *n: int) -> list[int]:
+        return [len(frames.choose(m, 25.0)) for m in n]
+
+    assert count(Frames(32), 75) == count(Frames(32, unit=8), 3) == [32]
+    assert count(Frames(32, 2.0), 75, 37, 2000, 5) == [6, 2, 32, 1]
+    assert count(Frames(32, 2.0, 4), 75, 37, 2000) == [4, 4, 32]
+    assert count(Frames(30, 2.0, 4), 2000) == [28]
+    assert count(Frames(32, 60.0), 20) == [20]
 
 
 def test_a_clip_at_a_rate(tmp_path: Path) -> None:
     path = write_clip(tmp_path / "a.mp4")  # 60 frames at 25 a second
-    clip, whole = read_clip(path, 32, 2.0, 2), every_frame(path)
+    clip, whole = read_clip(path, Frames(32, 2.0, 2)), every_frame(path)
     np.testing.assert_array_equal(clip.frames, np.stack([whole[i] for i in (0, 19, 39, 59)]))
     np.testing.assert_allclose(clip.seconds, np.array([0, 19, 39, 59]) / 25)
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     for i in range(10):
         Image.new("RGB", (16, 16), (i * 20,) * 3).save(pictures / f"{i}.jpg", quality=95)
-    at = read_clip(pictures, 32, 0.5).seconds
-    assert at.tolist() == [0, 2, 4, 6, 9]
+    assert read_clip(pictures, Frames(32, 0.5)).seconds.tolist() == [0, 2, 4, 6, 9]
+    assert read_clip(pictures, Frames(own=lambda n, fps: np.array([n - 1, int(fps)]))).seconds.tolist() == [9, 1]
 
 
 def test_folder_errors(tmp_path: Path) -> None:

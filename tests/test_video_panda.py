@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from clips import write_clip
 from conftest import GOLDEN, World
 from other_bases import LAYERS, TEXT, llama_tokenizer, randomise
 from safetensors.torch import load_file, save_file
@@ -23,7 +25,8 @@ from pave import config as configs
 from pave.bases import video_panda
 from pave.bases._read import Settings
 from pave.config import BaseConfig, Config, DataConfig, LoraConfig, PatchConfig
-from pave.data import collate, make_sample
+from pave.data import collate, key_frames, make_sample
+from pave.io.video import read_clip
 from pave.model import Pave
 from pave.types import IGNORE, VIDEO, Clip, SideTokens, UserError
 
@@ -74,6 +77,18 @@ def make_batch(
         side = SideTokens(torch.randn(6, 1, 12, generator=torch.Generator().manual_seed(i))) if i else None
         samples.append(make_sample(config, base, f"what is heard{' a' * i}?", clip, {"audio": side}, answer=said))
     return collate(samples, base.tokenizer.pad_token_id, left=said is None)
+
+
+def test_frames_by_the_published_rule(folder: Path, tmp_path: Path) -> None:
+    """One a second of 60 at 25 a second are three, so there are 8 at steps of 8; in a process of its own, too."""
+    config = make_config(folder)
+    base = checkpoint.load_base(config.base)
+    frames = key_frames(dataclasses.replace(config.base, choice="own"), base)
+    path = write_clip(tmp_path / "a.mp4")
+    want = np.arange(8) * 8 / 25
+    np.testing.assert_allclose(read_clip(path, frames).seconds, want)
+    np.testing.assert_allclose(read_clip(path, pickle.loads(pickle.dumps(frames))).seconds, want)
+    assert len(read_clip(path, key_frames(config.base, base)).seconds) == FRAMES
 
 
 @torch.no_grad()

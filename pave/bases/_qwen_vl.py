@@ -26,6 +26,8 @@ from pave.io import hub
 from pave.types import VIDEO, UserError, VideoTokens
 
 NOT_QUANTIZED = ["visual", "lm_head"]
+RATE, LEAST, MOST = 2.0, 4, 768
+"""Frames a second, and of a video, that the processors take."""
 WIDEST = 200
 """Longer sides for each shorter one are no picture."""
 
@@ -182,6 +184,11 @@ def processor(folder: Path, usual: Pixels = Pixels()) -> Pixels:
         "std": told.get("image_std"),
     }
     return usual._replace(**{name: value for name, value in named.items() if value})
+
+
+def two_a_second(n: int, fps: float) -> float:
+    """How many of n frames a Qwen processor takes: at least 4 and at most 768, if there are so many."""
+    return min(max(n / fps * RATE, LEAST), MOST, n)
 
 
 class Kind(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import numpy as np
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from pave.bases import _qwen, _qwen_vl
@@ -41,8 +42,16 @@ PUBLISHED = {
 }
 
 
+def choose(n: int, fps: float) -> np.ndarray:
+    """int64[T], the frames that the published processor takes of n: in pairs, from the first at equal steps."""
+    count = max(int(_qwen_vl.two_a_second(n, fps) // 2), 1) * 2
+    return (np.arange(count) * (n / count)).astype(np.int64)
+
+
 class Qwen25VL(QwenVL):
     """The rows of a video stand side by side, their time is in the positions."""
+
+    choose = staticmethod(choose)
 
     def size(self, frames: int, high: int, wide: int) -> tuple[int, int]:
         """Height and width to which pictures are brought. UserError: a picture too long for its width."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
@@ -45,8 +46,15 @@ PUBLISHED = {
 }
 
 
+def choose(n: int, fps: float) -> np.ndarray:
+    """int64[T], the frames that the published processor takes of n: evenly spaced from the first to the last."""
+    return np.linspace(0, n - 1, int(_qwen_vl.two_a_second(n, fps))).round().astype(np.int64)
+
+
 class Qwen3VL(QwenVL):
     """Rows stand apart, each after its time; deeper features go with the tokens."""
+
+    choose = staticmethod(choose)
 
     def __init__(self, hf: Any, tokenizer: Any, pixels: Pixels) -> None:
         super().__init__(hf, tokenizer, pixels)

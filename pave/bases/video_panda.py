@@ -46,6 +46,7 @@ class VideoPanda(nn.Module):
     lora_targets = r"model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
     unit = video_panda.CHUNK
     """The number of frames is a multiple of it."""
+    choose = staticmethod(video_panda.choose)
     cell = video_panda.CELL
     """Pixels a side of a token, for a teacher to see as much in one."""
 

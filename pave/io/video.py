@@ -30,19 +30,26 @@ def uniform(n: int, count: int) -> np.ndarray:
 
 
 class Frames(NamedTuple):
-    """How many evenly spaced key frames a video has."""
+    """Which key frames a video has: evenly spaced ones, unless a base has a rule of its own."""
 
     most: int = 32
     rate: float = 0.0
     """A second, but no more than `most`; 0: always `most`."""
     unit: int = 1
     """With a rate their number is a multiple of this, at least once."""
+    own: Callable[[int, float], np.ndarray] | None = None
+    """Numbers int64[T] of n frames at so many a second."""
 
-    def of(self, n: int, fps: float) -> int:
-        """Of a video of n frames."""
+    def choose(self, n: int, fps: float) -> np.ndarray:
+        """int64[T] of n frames."""
+        if self.own is not None:
+            return self.own(n, fps)
         if not self.rate:
-            return self.most
-        return max(min(int(n / fps * self.rate), n, self.most) // self.unit, 1) * self.unit
+            return uniform(n, self.most)
+        return uniform(n, max(min(int(n / fps * self.rate), n, self.most) // self.unit, 1) * self.unit)
+
+
+ALWAYS_32 = Frames()
 
 
 class Picks(NamedTuple):
@@ -121,16 +128,16 @@ def info(path: Path) -> Info:
     return Info(time.seconds[-1].item() + 1 / time.fps, time.fps, width, height, len(time.ticks), audio)
 
 
-def read_clip(path: Path, frames: int = 32, rate: float = 0.0, unit: int = 1) -> Clip:
-    """Evenly spaced frames of a video, as many as `Frames` says, or the first ones of a folder of numbered .jpg files.
+def read_clip(path: Path, frames: Frames | int = ALWAYS_32) -> Clip:
+    """Key frames of a video, or the first ones of a folder of numbered .jpg files; a number means always so many.
 
-    With a rate those of a folder are evenly spaced too. UserError: no such file, no video stream, no frames, cut off
-    or damaged.
+    With a rate or a base's own rule those of a folder are chosen like a video's. UserError: no such file, no video
+    stream, no frames, cut off or damaged.
     """
-    chosen = Frames(frames, rate, unit)
+    chosen = Frames(frames) if isinstance(frames, int) else frames
     if path.is_dir():
         return _read_folder(path, chosen)
-    return read_frames(path, lambda at, fps: uniform(len(at), chosen.of(len(at), fps)), lambda picture: picture)
+    return read_frames(path, lambda seconds, fps: chosen.choose(len(seconds), fps), lambda picture: picture)
 
 
 def read_frames(
@@ -231,8 +238,8 @@ def _read_folder(path: Path, frames: Frames) -> Clip:
         found = f"found '{odd.name}'" if odd else "found none"
         raise UserError(f"{path}: {found}, expected pictures named by number, as 0.jpg, 1.jpg, ...")
     files = sorted(files, key=lambda f: int(f.stem))
-    if frames.rate:
-        index = uniform(len(files), frames.of(len(files), 1.0))
+    if frames.rate or frames.own:
+        index = frames.choose(len(files), 1.0)
     else:
         files = files[: frames.most]
         index = np.minimum(np.arange(frames.most), len(files) - 1)

@@ -52,7 +52,7 @@ Read = Callable[[Path, Frames, Mapping[str, Wanted]], Media]
 
 def read(video: Path, frames: Frames, wanted: Mapping[str, Wanted]) -> Media:
     """Key frames and side-channels. UserError: an unreadable video, or side-channel file."""
-    clip = read_clip(video, *frames)
+    clip = read_clip(video, frames)
     found = None if video.is_dir() else info(video)
     return Media(clip, found, {name: _side(name, side) for name, side in wanted.items()})
 
