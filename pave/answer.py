@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
-from pave.data import Sample, collate, pad
+from pave.batch import Sample, collate, pad
 from pave.model import Pave
 from pave.types import VIDEO, UserError
 

@@ -22,8 +22,9 @@ from pave import __version__, answer, checkpoint, extract, lora, official, probe
 from pave import config as configs
 from pave.answer import Asked
 from pave.answer import to_device as to_device
+from pave.batch import expand
 from pave.config import Config, LoraConfig
-from pave.data import Questions, expand, plugins
+from pave.data import Questions, plugins
 from pave.model import Pave
 from pave.probe import Probe
 from pave.score import MANIFEST, METRICS, PARTS

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from pave import video_tokens
 from pave.answer import to_device
-from pave.data import Sample, collate, expand, key_frames, side_tokens
+from pave.batch import Sample, collate, expand
+from pave.data import key_frames, side_tokens
 from pave.io.video import read_clip
 from pave.model import Pave
 from pave.nn import rope

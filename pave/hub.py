@@ -15,7 +15,7 @@ from huggingface_hub.errors import HFValidationError, HTTPError
 
 from pave import __version__, checkpoint, evaluate, live, model, score
 from pave import config as configs
-from pave.config import Config
+from pave.config import BaseConfig, Config
 from pave.io.atomic import atomic_folder
 from pave.io.hub import folder as hub_folder
 from pave.types import UserError
@@ -211,7 +211,7 @@ def card(trained: model.Pave, config: Config, name: str, license: str = "", resu
         if config.lora.r
         else "No LoRA.",
         data=f"{', '.join(f'`{task}`' for task in tasks)}, split `{data.train_split}`",
-        frames=f"{base.fps:g} frames a second, at most {base.frames}" if base.fps else f"{base.frames} frames",
+        frames=_frames(base),
         newline=base.newline,
         encoders=", ".join(f"`{Path(s.encoder).name}`" for s in sides.values() if s.encoder) or "the usual encoders",
         recipe=", ".join(f"`{key}={value}`" for key, value in said.items()) or "nothing",
@@ -253,3 +253,10 @@ def _json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise UserError(f"{file}: no such file; expected a folder that `pave eval` wrote")
     return json.loads(file.read_text())
+
+
+def _frames(base: BaseConfig) -> str:
+    """Which frames a base looks at, in words."""
+    if base.choice == "own":
+        return "frames by the base's own rule"
+    return f"{base.fps:g} frames a second, at most {base.frames}" if base.fps else f"{base.frames} frames"

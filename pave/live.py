@@ -68,9 +68,8 @@ def hotswap(model: Pave, config: Config, folder: Path, overrides: Sequence[str] 
     model.patches.clear()
     model.loras, model.patch_weights = {}, {}
     checkpoint.attach(model, lora.DEFAULT, trained.sides, incoming)
-    base = dataclasses.replace(
-        config.base, frames=trained.base.frames, fps=trained.base.fps, choice=trained.base.choice
-    )
+    seen = trained.base
+    base = dataclasses.replace(config.base, frames=seen.frames, fps=seen.fps, choice=seen.choice)
     return dataclasses.replace(trained, base=base)
 
 

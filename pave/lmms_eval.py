@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from pave import answer, evaluate, video_tokens
 from pave.answer import Asked
-from pave.data import expand, feature_file, key_frames, make_sample, plugins, side_tokens
+from pave.batch import expand
+from pave.data import feature_file, key_frames, make_sample, plugins, side_tokens
 from pave.evaluate import Bad
 from pave.types import Question, UserError
 

@@ -17,9 +17,11 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import TrainingArguments
 
-from pave import data, ranks
+from pave import batch as batches
+from pave import ranks
 from pave.answer import to_device
-from pave.data import Questions, Sample
+from pave.batch import Sample
+from pave.data import Questions
 from pave.io.atomic import atomic_file
 from pave.model import Pave
 from pave.types import IGNORE, SideTokens, UserError
@@ -68,7 +70,7 @@ def collate(pairs: Sequence[Pair], pad_id: int, widths: Mapping[str, int] | None
     if all(pair.chosen.guide == pair.rejected.guide for pair in pairs):
         # Both are about the same sight, so a video is looked at once.
         rejected = [sample._replace(pixels=None) for sample in rejected]
-    batch = data.collate(chosen + rejected, pad_id, widths=widths)
+    batch = batches.collate(chosen + rejected, pad_id, widths=widths)
     batch["reference"] = torch.stack([pair.reference for pair in pairs], dim=1).flatten()
     return batch
 

@@ -18,8 +18,9 @@ from transformers import Trainer, TrainerState, TrainingArguments, set_seed
 from transformers.integrations import get_available_reporting_integrations
 
 from pave import checkpoint, distill, gauges, mix, prefer, ranks, report
+from pave.batch import collate
 from pave.config import Config
-from pave.data import Questions, collate
+from pave.data import Questions
 from pave.model import Pave
 from pave.parts import describe, part_of, trained
 from pave.plug import nearest

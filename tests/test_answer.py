@@ -16,8 +16,9 @@ from trained import save_trained
 
 from pave import answer, checkpoint
 from pave.answer import Asked, Decoding
+from pave.batch import Sample, collate, expand
 from pave.config import Config
-from pave.data import Questions, Sample, collate, expand
+from pave.data import Questions
 from pave.evaluate import Videos
 from pave.model import Pave
 from pave.types import VIDEO, SideTokens, UserError

@@ -10,7 +10,8 @@ from conftest import World
 from tiny import make_config
 
 from pave import checkpoint
-from pave.data import Questions, Sample, collate, expand, make_sample, pad
+from pave.batch import Sample, collate, expand, pad
+from pave.data import Questions, make_sample
 from pave.io.video import read_clip
 from pave.types import IGNORE, VIDEO, SideTokens, UserError
 

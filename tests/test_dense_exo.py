@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from pave import config, extract
 from pave.bases import llava_onevision
 from pave.encoders import languagebind_video
-from pave.io.video import uniform
+from pave.io.frames import uniform
 from pave.sides import dense, exo
 from pave.tasks import egoexo
 from pave.types import Clip, SideTokens, UserError

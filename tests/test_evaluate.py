@@ -22,8 +22,9 @@ from conftest import World
 from evaluated import ASKED, OPTIONS, count, other, results
 
 from pave import answer, cli, evaluate, score
+from pave.batch import collate
 from pave.config import Config
-from pave.data import Questions, collate
+from pave.data import Questions
 from pave.model import Pave
 from pave.tasks import sideworld
 from pave.types import UserError

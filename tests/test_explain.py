@@ -17,12 +17,12 @@ from torch import nn
 from trained import save_trained, side_config
 
 from pave import checkpoint, cli, config, draw, explain
-from pave.data import collate
+from pave.batch import collate
 from pave.encoders import imagebind_audio
 from pave.explain import Attention, Explanation, View
 from pave.io import sideworld, store
 from pave.io.audio import HOP, RATE, WINDOW, mel_windows
-from pave.io.video import uniform
+from pave.io.frames import uniform
 from pave.nn.patch import ConvShape, Patch
 from pave.serve.session import Session
 from pave.types import Clip, SideTokens, UserError

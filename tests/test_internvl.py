@@ -23,9 +23,9 @@ from pave import answer, checkpoint, plug, profile, train, video_tokens
 from pave import config as configs
 from pave.bases import internvl
 from pave.bases._read import Settings
+from pave.batch import Sample, collate, expand
 from pave.cli import main
 from pave.config import BaseConfig, Config, DataConfig, LoraConfig, PatchConfig
-from pave.data import Sample, collate, expand
 from pave.meter import Shape
 from pave.model import Pave
 from pave.types import IGNORE, VIDEO, UserError

@@ -15,8 +15,9 @@ from tiny import SIDE_DIM, make_config, make_data
 
 from pave import checkpoint, mix, train
 from pave import config as configs
+from pave.batch import collate
 from pave.config import Config, PatchConfig, TaskConfig
-from pave.data import Questions, collate
+from pave.data import Questions
 from pave.types import UserError
 
 

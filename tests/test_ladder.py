@@ -20,7 +20,7 @@ RUNGS = [
     {"sides", "bases", "tasks"},
     {"lora"},
     {"video_tokens", "judgements", "report"},
-    {"data", "model", "probe", "score", "endpoint"},
+    {"batch", "data", "model", "probe", "score", "endpoint"},
     {"distill", "tune", "parts", "ranks"},
     {"checkpoint", "released", "mix", "answer", "resume", "gauges"},
     {"official", "live", "prefer"},

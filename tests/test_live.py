@@ -16,8 +16,9 @@ from trained import SMALL, make_batch, make_folders, tensors
 from pave import checkpoint, live
 from pave.bases import llava_onevision
 from pave.bases._read import Settings
+from pave.batch import collate
 from pave.config import Config, PatchConfig
-from pave.data import Questions, collate, make_sample
+from pave.data import Questions, make_sample
 from pave.io.video import read_clip
 from pave.model import Pave
 from pave.types import UserError

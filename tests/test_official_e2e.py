@@ -16,8 +16,8 @@ from torch.testing import assert_close
 from pave import lora, official
 from pave.bases import llava_onevision
 from pave.bases._read import Settings
+from pave.batch import expand, pad
 from pave.config import BaseConfig, Config
-from pave.data import expand, pad
 from pave.model import Pave
 from pave.types import IGNORE, VIDEO
 

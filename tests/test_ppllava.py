@@ -22,8 +22,9 @@ from transformers import CLIPImageProcessorPil, LlamaForCausalLM
 from pave import checkpoint, evaluate, lora, meter, train
 from pave.bases import ppllava
 from pave.bases._read import Settings
+from pave.batch import collate
 from pave.config import BaseConfig, Config, DataConfig, LoraConfig, PatchConfig
-from pave.data import collate, make_sample
+from pave.data import make_sample
 from pave.encoders import ppllava as encoder
 from pave.model import Pave
 from pave.types import IGNORE, VIDEO, Clip, Pictures, SideTokens, UserError

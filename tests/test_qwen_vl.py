@@ -18,8 +18,9 @@ from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcess
 
 from pave import answer, checkpoint, lora, train
 from pave.bases import _qwen_vl, qwen2_5_vl, qwen3_vl
+from pave.batch import Sample, collate
 from pave.config import BaseConfig, Config, DataConfig, LoraConfig, PatchConfig
-from pave.data import Questions, Sample, collate, make_sample
+from pave.data import Questions, make_sample
 from pave.model import Pave
 from pave.types import IGNORE, VIDEO, Clip, SideTokens, UserError
 

@@ -20,8 +20,9 @@ from trained import save_trained
 from transformers import set_seed
 
 from pave import checkpoint, cli, gauges, mix, report, train
+from pave.batch import collate
 from pave.config import Config, LoraConfig
-from pave.data import Questions, collate
+from pave.data import Questions
 from pave.io import page
 from pave.types import VIDEO, UserError
 

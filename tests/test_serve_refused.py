@@ -18,7 +18,7 @@ from serving import Served, data_url, error
 from tiny import SIDE_DIM
 
 from pave.io import store
-from pave.io.video import Frames
+from pave.io.frames import Frames
 from pave.serve.limits import Limits, Refused
 from pave.serve.reading import Wanted, check, checked, guarded
 

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 from pave.bases import _lmms
 from pave.bases.llava_onevision import LlavaOnevision
-from pave.data import expand, pad
+from pave.batch import expand, pad
 from pave.model import Pave
 from pave.official import patch_name, rename_patch
 from pave.types import IGNORE, VideoTokens

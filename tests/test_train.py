@@ -17,8 +17,9 @@ from tiny import make_config
 from pave import checkpoint, lora, mix, train
 from pave.bases import llava_onevision
 from pave.bases._read import Settings
+from pave.batch import collate
 from pave.config import BaseConfig, Config, LoraConfig, PatchConfig
-from pave.data import Questions, collate
+from pave.data import Questions
 from pave.model import Pave
 from pave.tasks import sideworld
 from pave.types import UserError

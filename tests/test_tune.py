@@ -17,8 +17,9 @@ from tiny import make_base, make_config
 
 from pave import checkpoint, live, mix, plug, train, tune
 from pave import config as configs
+from pave.batch import collate
 from pave.config import BaseConfig, Config, DataConfig, LoraConfig
-from pave.data import collate, make_sample
+from pave.data import make_sample
 from pave.types import Clip, UserError
 
 ALONE = LoraConfig(r=0)

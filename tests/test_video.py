@@ -15,7 +15,8 @@ from conftest import GOLDEN, read_json
 from PIL import Image
 
 from pave.io.container import stated_size
-from pave.io.video import Frames, Info, info, read_clip, sample, time_text, uniform
+from pave.io.frames import Frames, sample, time_text, uniform
+from pave.io.video import Info, info, read_clip
 from pave.types import UserError
 
 RULE = read_json(GOLDEN / "module/frames/frame_sampling.json")

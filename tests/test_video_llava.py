@@ -22,8 +22,9 @@ from transformers import (
 
 from pave import answer, checkpoint, lora, train
 from pave.bases import video_llava
+from pave.batch import collate
 from pave.config import BaseConfig, Config, DataConfig, LoraConfig, PatchConfig
-from pave.data import collate, make_sample
+from pave.data import make_sample
 from pave.encoders import languagebind_video
 from pave.model import Pave
 from pave.types import IGNORE, VIDEO, Clip, SideTokens, UserError

@@ -24,8 +24,9 @@ from pave import answer, checkpoint, lora, train
 from pave import config as configs
 from pave.bases import video_panda
 from pave.bases._read import Settings
+from pave.batch import collate
 from pave.config import BaseConfig, Config, DataConfig, LoraConfig, PatchConfig
-from pave.data import collate, key_frames, make_sample
+from pave.data import key_frames, make_sample
 from pave.io.video import read_clip
 from pave.model import Pave
 from pave.types import IGNORE, VIDEO, Clip, SideTokens, UserError

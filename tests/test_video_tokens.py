@@ -11,8 +11,9 @@ from conftest import World
 from tiny import make_config
 
 from pave import checkpoint, extract
+from pave.batch import collate
 from pave.config import Config
-from pave.data import Questions, collate
+from pave.data import Questions
 from pave.io import video
 from pave.tasks import sideworld
 from pave.types import UserError

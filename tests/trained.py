@@ -12,8 +12,9 @@ from peft.tuners.lora import LoraLayer
 from tiny import SIDE_DIM, make_config
 
 from pave import checkpoint
+from pave.batch import collate
 from pave.config import Config, LoraConfig, PatchConfig
-from pave.data import Questions, collate
+from pave.data import Questions
 from pave.model import Pave
 
 SMALL = {"dim": SIDE_DIM, "width": 16, "side_width": 16, "features": "features/audio"}

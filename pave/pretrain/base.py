@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from pave.bases import _lmms
 from pave.bases.llava_onevision import LlavaOnevision
-from pave.data import Sample, collate, expand
+from pave.batch import Sample, collate, expand
 from pave.io import sideworld as world
 from pave.model import Pave
 from pave.pretrain.fit import FIRST_SEED, SOUNDS, fast, fit

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from transformers import set_seed
 
 from pave import checkpoint, lora
+from pave.batch import Sample, collate
 from pave.config import Config
-from pave.data import Questions, Sample, collate
+from pave.data import Questions
 from pave.io import store
 from pave.model import Pave
 from pave.pretrain.fit import fast, fit

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from pave.data import Sample, collate, expand
+from pave.batch import Sample, collate, expand
 from pave.io import sideworld as world
 from pave.model import Pave
 from pave.pretrain.base import FAINTEST

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import av
 
-from pave.io.video import Frames, Info, info, read_clip
+from pave.io.frames import Frames
+from pave.io.video import Info, info, read_clip
 from pave.io.workers import one_thread_each
 from pave.serve import folders
 from pave.serve.limits import Limits, Refused

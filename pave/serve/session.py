@@ -15,8 +15,9 @@ from transformers import StoppingCriteriaList, TextStreamer
 from pave import config as configs
 from pave import evaluate, live, lora, plug, video_tokens
 from pave.answer import to_device
+from pave.batch import Sample, collate, expand
 from pave.config import Config
-from pave.data import Sample, collate, expand, key_frames, make_sample, side_tokens
+from pave.data import key_frames, make_sample, side_tokens
 from pave.model import Pave
 from pave.nn.patch import Patch
 from pave.serve import facts, reading

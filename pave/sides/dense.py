@@ -21,7 +21,8 @@ import torch
 
 from pave.encoders import languagebind_video, siglip
 from pave.io import store
-from pave.io.video import read_frames, uniform
+from pave.io.frames import uniform
+from pave.io.video import read_frames
 from pave.nn import grid
 from pave.sides import _frames, _published
 from pave.sides._frames import Encoder

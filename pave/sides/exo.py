@@ -19,7 +19,8 @@ import torch
 
 from pave.encoders import siglip
 from pave.io import store
-from pave.io.video import read_frames, uniform
+from pave.io.frames import uniform
+from pave.io.video import read_frames
 from pave.nn import grid
 from pave.sides import _frames, _published
 from pave.types import Clip, Item, SideTokens, UserError

@@ -153,7 +153,8 @@ def prepare(raw: Path, out: Path) -> list[str]:
 
 
 def _said(raw: Path, name: str) -> str:
-    from pave.io.video import info, uniform
+    from pave.io.frames import uniform
+    from pave.io.video import info
 
     file = raw / f"subtitle/{name}.srt"
     if not file.is_file():
