@@ -16,12 +16,13 @@ DATA=${DATA:-$OUT/data} WEIGHTS=${WEIGHTS:-$OUT/base} PATCH=${PATCH:-}
 CONFIG=configs/sideworld_audio.yaml
 SECONDS=0
 
-# Where a patch is slow to become loud: twice the steps, eight times its weight.
-LOUD="train.max_steps=300 sides.audio.weight=8 lora.alpha=2"
+# Where a patch is slow to become loud it has eight times the weight, and more steps: Video-Panda's twice as many, PPLLaVA's
+# as many again before, without the questions that the picture answers.
+LOUD="sides.audio.weight=8 lora.alpha=2"
 case $BASE in
   qwen2_5_vl) FRAMES=32 RECIPE="" ;;
   video_llava) FRAMES=16 RECIPE="" ;;
-  video_panda) FRAMES=16 RECIPE=$LOUD ;;
+  video_panda) FRAMES=16 RECIPE="$LOUD train.max_steps=300" ;;
   ppllava) FRAMES=32 RECIPE=$LOUD ;;
   *)
     echo "$BASE: expected qwen2_5_vl, video_llava, video_panda or ppllava" >&2
@@ -45,7 +46,12 @@ answers() {
   pave compare --base "$2/eval/base" --patched "$2/eval/patched" --shuffled "$2/eval/shuffled" --out "$2"
 }
 
-pave train $CONFIG --out "$OUT/train" "$@"
+START=()
+if [ "$BASE" = ppllava ]; then
+  pave train $CONFIG --out "$OUT/first" "$@" data.train_split=channels
+  START=(sides.audio.init="$OUT/first/final" lora.init="$OUT/first/final")
+fi
+pave train $CONFIG --out "$OUT/train" "$@" "${START[@]}"
 answers "$OUT/train/final" "$OUT"
 # arm NAME LEARNS PLUGIN PATCH turned|no [key=value ...]: on kept features, exams every 30 steps
 arm() {

@@ -50,11 +50,10 @@ def main(
 ) -> dict[str, list[float]]:
     """Train patch and LoRA of a config for PPLLaVA; the exams on unseen clips are returned and written to `out`.
 
-    Two kinds of questions of five are asked, so half as many steps are enough as the config has. `source` is a folder
-    with a patch to begin from; `turned` puts the language model into other coordinates first.
+    `source` is a folder with a patch to begin from; `turned` puts the language model into other coordinates first.
     Raises UserError where the patch has tensors of another shape.
     """
-    seed, steps = int(config.train.get("seed", 0)), int(config.train["max_steps"]) // 2
+    seed, steps = int(config.train.get("seed", 0)), int(config.train["max_steps"])
     set_seed(seed)
     model = checkpoint.create(config)
     if turned:
