@@ -17,7 +17,7 @@ CONFIG=configs/sideworld_audio.yaml
 SECONDS=0
 
 # Where a patch is slow to become loud it has eight times the weight, and more steps: Video-Panda's twice as many, PPLLaVA's
-# as many again before, without the questions that the picture answers.
+# as many again before, about the sound and one thing in the picture alone, on kept features.
 LOUD="sides.audio.weight=8 lora.alpha=2"
 case $BASE in
   qwen2_5_vl) FRAMES=32 RECIPE="" ;;
@@ -37,22 +37,6 @@ fi
 set -- base.name="$BASE" base.path="$WEIGHTS" base.frames=$FRAMES base.newline=no_token data.root="$DATA" \
   train.seed="$SEED" train.per_device_train_batch_size=32 $RECIPE "${@:4}"
 
-# answers TRAINED FOLDER: with and without the sound, and without the patch
-answers() {
-  rm -rf "$2/eval"
-  pave eval --ckpt "$1" --out "$2/eval/base" --base-only --batch 32
-  pave eval --ckpt "$1" --out "$2/eval/patched" --batch 32
-  pave eval --ckpt "$1" --out "$2/eval/shuffled" --shuffle-sides --batch 32
-  pave compare --base "$2/eval/base" --patched "$2/eval/patched" --shuffled "$2/eval/shuffled" --out "$2"
-}
-
-START=()
-if [ "$BASE" = ppllava ]; then
-  pave train $CONFIG --out "$OUT/first" "$@" data.train_split=channels
-  START=(sides.audio.init="$OUT/first/final" lora.init="$OUT/first/final")
-fi
-pave train $CONFIG --out "$OUT/train" "$@" "${START[@]}"
-answers "$OUT/train/final" "$OUT"
 # arm NAME LEARNS PLUGIN PATCH turned|no [key=value ...]: on kept features, exams every 30 steps
 arm() {
   python -c 'import sys; from pathlib import Path; from pave import config; from pave.pretrain import kept
@@ -61,10 +45,21 @@ settings = config.load(file, [*settings, f"base.name={name}"])
 kept.main(settings, Path(out), learns, Path(patch) if patch else None, turned == "turned")' \
     $CONFIG "$OUT/kept_$1.json" "$2" "$3" "$4" "$5" "${SETTINGS[@]}" "${@:6}"
 }
-if [ "$BASE" = ppllava ] && [ -n "$PATCH" ]; then
-  SETTINGS=("$@")
-  AS_LOUD="sides.audio.weight=1 lora.alpha=16" # as it was trained
+
+SETTINGS=("$@") START=()
+if [ "$BASE" = ppllava ]; then
+  mkdir -p "$OUT"
   arm after all ppllava "" no
+  START=(sides.audio.init="$OUT/kept_after" lora.init="$OUT/kept_after")
+fi
+pave train $CONFIG --out "$OUT/train" "${SETTINGS[@]}" "${START[@]}"
+rm -rf "$OUT/eval"
+pave eval --ckpt "$OUT/train/final" --out "$OUT/eval/base" --base-only --batch 32
+pave eval --ckpt "$OUT/train/final" --out "$OUT/eval/patched" --batch 32
+pave eval --ckpt "$OUT/train/final" --out "$OUT/eval/shuffled" --shuffle-sides --batch 32
+pave compare --base "$OUT/eval/base" --patched "$OUT/eval/patched" --shuffled "$OUT/eval/shuffled" --out "$OUT"
+if [ "$BASE" = ppllava ] && [ -n "$PATCH" ]; then
+  AS_LOUD="sides.audio.weight=1 lora.alpha=16" # as it was trained
   arm before all pave.pretrain.before_pooling "" no
   arm carried nothing ppllava "$PATCH" no $AS_LOUD
   arm carried_before nothing pave.pretrain.before_pooling "$PATCH" no $AS_LOUD
