@@ -36,7 +36,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def stage(world: World, folder: Path, learn: list[str], init: str = "", teacher: str = "") -> Config:
     config = make_config(*world, max_steps=2, learning_rate=1e-3)
-    base = BaseConfig("video_panda", str(folder), 4, "no_token", dtype="float32", learn=learn, init=init)
+    base = BaseConfig("video_panda", str(folder), 4, newline="no_token", dtype="float32", learn=learn, init=init)
     return dataclasses.replace(config, base=base, sides={}, lora=LoraConfig(r=0), teacher=teacher)
 
 
