@@ -6,7 +6,6 @@ import dataclasses
 import importlib.util
 import shutil
 import time
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -87,6 +86,15 @@ def make_uneven_run(world: World, folder: Path) -> Config:
     )
 
 
+def run_of(kind: str, world: World, folder: Path) -> Config:
+    """One of the above."""
+    if kind == "joint":
+        return make_joint_run(world, folder)
+    if kind == "uneven":
+        return make_uneven_run(world, folder)
+    return make_run(world) if kind == "one" else make_whole_run(world)
+
+
 def alone(run: Config, out: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """One process with twice the batch."""
     monkeypatch.setattr(sideworld, "target", faults.wordy)
@@ -145,26 +153,22 @@ def test_a_dead_rank_ends_the_run_with_a_message(world: World, tmp_path: Path) -
 )
 def test_fsdp2(world: World, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ["train.fsdp=true", f"train.fsdp_config={ROOT}/configs/fsdp2.json"]
-    uneven, joint = (partial(make, folder=tmp_path) for make in (make_uneven_run, make_joint_run))
-    make = {"joint": joint, "uneven": uneven, "one": make_run, "whole": make_whole_run}[kind]
-    in_pieces({"run": make(world)}, options, tmp_path, monkeypatch)
+    in_pieces(run_of(kind, world, tmp_path), options, tmp_path, monkeypatch)
     assert (tmp_path / "run/whole/checkpoint-4/pytorch_model_fsdp.bin").exists()
 
 
 @NO_DEEPSPEED
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [2, 3])
-def test_zero(world: World, tmp_path: Path, stage: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    runs = {}
-    starts = {"run": make_run(world), "joint": make_joint_run(world, tmp_path), "whole": make_whole_run(world)}
-    starts["uneven"] = make_uneven_run(world, tmp_path)
-    for name, start in starts.items():
-        first = alone(start, tmp_path / f"{name} start", monkeypatch) / "final"
-        # ZeRO-3 loads the base in another way, which leaves other random numbers for a fresh patch.
-        sides = {side: dataclasses.replace(patch, init=str(first)) for side, patch in start.sides.items()}
-        lora = dataclasses.replace(start.lora, init=str(first) if start.lora.r else "")
-        runs[name] = dataclasses.replace(start, sides=sides, lora=lora)
-    in_pieces(runs, [f"train.deepspeed={ROOT}/configs/deepspeed/zero{stage}.json"], tmp_path, monkeypatch)
+@pytest.mark.parametrize("kind", ["one", "joint", "whole", "uneven"])
+def test_zero(world: World, tmp_path: Path, kind: str, stage: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = run_of(kind, world, tmp_path)
+    first = alone(start, tmp_path / "start", monkeypatch) / "final"
+    # ZeRO-3 loads the base in another way, which leaves other random numbers for a fresh patch.
+    sides = {side: dataclasses.replace(patch, init=str(first)) for side, patch in start.sides.items()}
+    lora = dataclasses.replace(start.lora, init=str(first) if start.lora.r else "")
+    options = [f"train.deepspeed={ROOT}/configs/deepspeed/zero{stage}.json"]
+    in_pieces(dataclasses.replace(start, sides=sides, lora=lora), options, tmp_path, monkeypatch)
     pieces = {f.name for f in (tmp_path / "run/whole/checkpoint-4/global_step4").iterdir()}
     assert {name for name in pieces if "optim_states" in name} == {
         f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in (0, 1)
@@ -179,17 +183,13 @@ def test_fsdp2_gathers_the_layers_of_every_base_one_by_one(name: str, tmp_path: 
     assert {*layers} <= {*model._no_split_modules} <= {type(part).__name__ for part in model.modules()}
 
 
-def in_pieces(runs: dict[str, Config], options: list[str], out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two ranks that share parameters do each run as one process does, and resume it bit by bit."""
-    for name, run in runs.items():
-        (out / f"{name}.yaml").write_text(config.dump(run))
-    done = faults.launch(
-        *(["interrupted", f"{out}/{name}.yaml", f"{out}/{name}", *options] for name in runs), how=faults.TORCHRUN
-    )
+def in_pieces(run: Config, options: list[str], out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two ranks that share parameters do a run as one process does, and resume it bit by bit."""
+    (out / "run.yaml").write_text(config.dump(run))
+    done = faults.launch(["interrupted", f"{out}/run.yaml", f"{out}/run", *options], how=faults.TORCHRUN)
     assert done.returncode == 0, done.stderr
-    for name, run in runs.items():
-        check_equal(alone(run, out / f"{name} alone", monkeypatch), out / name / "whole")
-        check_resumed(out / name)
+    check_equal(alone(run, out / "alone", monkeypatch), out / "run/whole")
+    check_resumed(out / "run")
 
 
 @pytest.mark.parametrize(
