@@ -34,6 +34,7 @@ class Questions(Dataset[Sample]):
         self, config: Config, base: Any, split: str, with_answers: bool, seed: int = 0, complete: bool = True
     ) -> None:
         self.config, self.base, self.with_answers, self.seed = config, base, with_answers, seed
+        self.frames = key_frames(config.base, base)
         self.epoch = 0
         """Of the training; what a side draws at random differs from one to the next."""
         self.root = Path(config.data.root)
@@ -108,7 +109,7 @@ class Questions(Dataset[Sample]):
         """Key frames or pictures, or what the base once made of key frames."""
         from pave.io.video import read_clip, read_pictures
 
-        frames, (file, *more) = key_frames(self.config.base, self.base), self.visual(question)
+        frames, (file, *more) = self.frames, self.visual(question)
         if not self.config.data.video_tokens:
             return read_pictures([file, *more]) if question.pictures else read_clip(file, frames)
         if frames.rate or frames.own:
