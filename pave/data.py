@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from random import Random
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,11 +18,9 @@ from torch.utils.data import Dataset
 from pave import plug, video_tokens
 from pave.batch import Sample, expand
 from pave.config import BaseConfig, Config
+from pave.io.frames import Frames
 from pave.io.store import feature_file
 from pave.types import IGNORE, Clip, Pictures, Question, SideTokens, UserError
-
-if TYPE_CHECKING:
-    from pave.io.frames import Frames
 
 log = logging.getLogger(__name__)
 
@@ -141,8 +139,6 @@ class Questions(Dataset[Sample]):
 
 def key_frames(config: BaseConfig, base: Any) -> Frames:
     """Which frames a base looks at. UserError: a rate below nothing, a base without a rule of its own."""
-    from pave.io.frames import Frames
-
     if not config.fps >= 0:
         raise UserError(f"base.fps={config.fps}: expected frames a second, or 0 for always base.frames")
     own = getattr(base, "choose", None) if config.choice == "own" else None

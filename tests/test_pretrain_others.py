@@ -183,6 +183,7 @@ def test_a_carried_patch_learns_its_output_map_at_most(tmp_path: Path, learns: k
         turned = learns == "output"
         found = kept.main(config, tmp_path / "found.json", learns, tmp_path / "source", turned, clips=2)
     assert {name: len(shares) for name, shares in found.items()} == {"which_sound": 2, "bigger_color": 2, "shuffled": 2}
+    assert (tmp_path / "found").is_dir() == (not turned)
     given = load_file(tmp_path / "source/patch.safetensors")
     now = trained[0].patches.state_dict()
     changed = {name.split(".")[1] for name in given if not torch.equal(given[name], now[name])}

@@ -137,6 +137,18 @@ def test_tokens_and_positions_of_a_video(config: Config) -> None:
     assert base.positions(text, text != 0, [], None)[0].tolist() == [[0, 1, 2], [0, 0, 1]]
 
 
+@torch.no_grad()
+def test_two_answers_about_one_video_stand_where_each_alone_would(config: Config) -> None:
+    """As learning from preferences has it: rows of a second answer come without videos of their own."""
+    model = checkpoint.create(config).eval()
+    samples = make_samples(config, model.base, SIZES[1], "a dog")
+    once = [*samples, *(one._replace(pixels=None) for one in samples)]
+    found, want = (
+        model(**make_batch(rows, model.base.tokenizer.pad_token_id)) for rows in (once, [*samples, *samples])
+    )
+    assert torch.equal(found["logits"], want["logits"])
+
+
 def test_frames_as_the_processors_of_both_models_choose_them() -> None:
     """By hand: two a second, at least 4 and at most 768; in pairs at equal steps, or from end to end."""
     assert qwen2_5_vl.choose(300, 30.0).tolist() == list(range(0, 300, 15))

@@ -54,8 +54,7 @@ class QwenVL(nn.Module, ABC):
         self.hf, self.tokenizer, self.pixels = hf, tokenizer, pixels
         self.query_dim = self.embed_dim = hf.config.get_text_config().hidden_size
         vision = hf.config.vision_config
-        self.patch, self.merge, self.together = vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
-        self.unit: int = self.together
+        self.patch, self.merge, self.unit = vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
 
     @property
     def lm(self) -> nn.Module:
@@ -76,13 +75,13 @@ class QwenVL(nn.Module, ABC):
 
         An odd T has its last frame twice. UserError: a picture too long for its width.
         """
-        missing = -len(frames) % self.together
+        missing = -len(frames) % self.unit
         height, width = self.size(len(frames) + missing, *frames.shape[1:3])
         resized = [Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC) for frame in frames]
         resized += resized[-1:] * missing
         x = torch.from_numpy(np.stack([np.asarray(picture) for picture in resized])).permute(0, 3, 1, 2).float() / 255
         mean, std = (torch.tensor(x).view(-1, 1, 1) for x in (self.pixels.mean, self.pixels.std))
-        return ((x - mean) / std).unflatten(0, (-1, self.together)).flatten(1, 2)
+        return ((x - mean) / std).unflatten(0, (-1, self.unit)).flatten(1, 2)
 
     def encode(self, pixels: Tensor) -> VideoTokens:
         """float[B,t,2*3,h,w] -> query and embeds, both float[B,t,S,D]: what the merger gives, row by row."""
@@ -94,7 +93,7 @@ class QwenVL(nn.Module, ABC):
         """What the tower says of float[B,t,2*3,h,w], video after video, row by row."""
         batch, rows = pixels.shape[:2]
         (_, high, wide), (patch, merge) = self._grid(pixels.shape[1:]), (self.patch, self.merge)
-        x = pixels.reshape(batch, rows, self.together, -1, high // merge, merge, patch, wide // merge, merge, patch)
+        x = pixels.reshape(batch, rows, self.unit, -1, high // merge, merge, patch, wide // merge, merge, patch)
         # The processor's order: the patches of a token stand together, two frames of a patch too.
         x = x.permute(0, 1, 4, 7, 5, 8, 3, 2, 6, 9).flatten(0, 5).flatten(1)
         grid = torch.tensor([[rows, high, wide]] * batch, device=pixels.device)

@@ -114,7 +114,7 @@ class VideoLlava(nn.Module):
     def encode(self, pixels: Tensor) -> VideoTokens:
         """float[B,T,3,S,S] -> query float[B,T,1+P,Q], embeds float[B,T,1+P,D]; the class tokens are among them."""
         weight = next(self.vision_tower.parameters())
-        units = pixels.to(weight.dtype).flatten(0, 1).unflatten(0, (-1, self.vision_tower.frames))
+        units = pixels.to(weight.dtype).flatten(0, 1).unflatten(0, (-1, self.unit))
         query = self.vision_tower(units).flatten(0, 1).unflatten(0, pixels.shape[:2])
         return VideoTokens(query, self.multi_modal_projector(query))
 
@@ -124,7 +124,7 @@ class VideoLlava(nn.Module):
 
     def visual_tokens(self, frames: int, size: tuple[int, ...] = ()) -> int:
         """N of a video of so many frames. UserError: more than the LLM reads, or frames that the tower cannot group."""
-        unit, room = self.vision_tower.frames, self.hf.config.get_text_config().max_position_embeddings
+        unit, room = self.unit, self.hf.config.get_text_config().max_position_embeddings
         if frames % unit:
             raise UserError(f"base.frames={frames}: this tower sees {unit} frames at once; set base.frames={unit}")
         tokens = frames * self._per_frame

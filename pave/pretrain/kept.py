@@ -50,7 +50,7 @@ def main(
 ) -> dict[str, list[float]]:
     """Train patch and LoRA of a config for PPLLaVA; the exams on unseen clips are returned and written to `out`.
 
-    What was learnt is written beside it, into a folder of that name without its ending.
+    What was learnt is written beside it, into a folder of that name without its ending, unless the model was turned.
     `source` is a folder with a patch to begin from; `turned` puts the language model into other coordinates first.
     Raises UserError where the patch has tensors of another shape.
     """
@@ -92,7 +92,8 @@ def main(
 
     fit(model, losses(), steps, rate=config.patch_lr or 1.5e-3)
     note(steps)
-    checkpoint.save(model, config, out.with_suffix(""))
+    if not turned:  # such a patch fits no base that a config names
+        checkpoint.save(model, config, out.with_suffix(""))
     return found
 
 
