@@ -10,6 +10,7 @@ import av
 import numpy as np
 
 BUNNY = Path(__file__).parent / "media/bigbuckbunny.mp4"
+SURROUND = BUNNY.with_name("surround71.mp4")
 TICK = Fraction(1, 1000)
 
 

@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from clips import BUNNY, cut, tone, write_clip
+from clips import BUNNY, SURROUND, cut, tone, write_clip
 from conftest import GOLDEN, read_json
 from torch.testing import assert_close
 
@@ -101,6 +101,20 @@ def test_bunny_has_six_channels() -> None:
     assert 0.2 < np.abs(whole).max() < 0.4
 
 
+def test_sound_of_eight_channels_is_read() -> None:
+    """The first of them is front left, which is silent; the tone is in the third, the centre."""
+    sound = read_waveform(SURROUND)
+    assert sound.rate == 48_000
+    assert sound.x.shape == (8, 192_512)
+    assert sound.x.is_contiguous()
+    assert sound.x[[0, 1, 3, 4, 5, 6, 7]].abs().max() == 0
+    centre = sound.x[2, 48_000:96_000]
+    assert torch.fft.rfft(centre).abs().argmax() == 440
+    assert centre.square().mean().sqrt() == pytest.approx(0.125 / 2**0.5, rel=0.01)
+    # mp3 is of two channels, into each of which the centre goes.
+    assert read_waveform(SURROUND, mp3=True).x[:, 48_000:].square().mean(1).min() > 1e-4
+
+
 def write_wave(path: Path, samples: np.ndarray, rate: int) -> Path:
     """int16[N,A]"""
     with wave.open(str(path), "wb") as file:
@@ -109,8 +123,9 @@ def write_wave(path: Path, samples: np.ndarray, rate: int) -> Path:
     return path
 
 
-def test_integer_samples_become_fractions_at_their_own_rate(tmp_path: Path) -> None:
-    samples = np.random.default_rng(0).integers(-32768, 32768, (5000, 2)).astype("<i2")
+@pytest.mark.parametrize("channels", [1, 2, 7, 8, 9, 16])
+def test_integer_samples_become_fractions_at_their_own_rate(channels: int, tmp_path: Path) -> None:
+    samples = np.random.default_rng(0).integers(-32768, 32768, (5000, channels)).astype("<i2")
     sound = read_waveform(write_wave(tmp_path / "a.wav", samples, 11_025))
     assert sound.rate == 11_025
     np.testing.assert_array_equal(sound.x.numpy(), samples.T / np.float32(32768))

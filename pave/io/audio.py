@@ -12,6 +12,7 @@ import av
 import numpy as np
 import torch
 import torch.nn.functional as F
+from av.audio.frame import AudioFrame
 from av.audio.resampler import AudioResampler
 from torch import Tensor
 
@@ -27,6 +28,9 @@ FRAME, SHIFT, FFT = 400, 160, 512
 BINS, COLUMNS = 128, 204
 MEAN, STD = -4.268, 9.138
 """Of log-mel values over AudioSet, as ImageBind has them."""
+MOST_PLANES = 7
+"""Channels of a planar frame that PyAV can count: it looks for a null behind them, which eight and more have not, and
+the process ends with a segmentation fault."""
 CHUNK = 64
 """Windows transformed at once, which bounds the memory an hour of sound takes."""
 
@@ -47,12 +51,21 @@ def read_waveform(path: Path, mp3: bool = False) -> Waveform:
     """
     with av.open(_mp3(path), "r") if mp3 else opened(path) as container:
         stream = first(container.streams.audio, path, "sound")
-        to_float = AudioResampler(format="fltp")
-        parts = [part.to_ndarray() for frame in container.decode(stream) for part in to_float.resample(frame)]
+        planar, packed = AudioResampler(format="fltp"), AudioResampler(format="flt")
+        parts = [part for frame in container.decode(stream) for part in _floats(frame, planar, packed)]
         rate = stream.rate
     if not sum(part.shape[1] for part in parts):
         raise UserError(f"{path}: its sound track is empty; give a file with sound")
     return Waveform(torch.from_numpy(np.concatenate(parts, axis=1)), rate)
+
+
+def _floats(frame: AudioFrame, planar: AudioResampler, packed: AudioResampler) -> list[np.ndarray]:
+    """What the resamplers make of a frame: float[A,n] each."""
+    if frame.layout.nb_channels <= MOST_PLANES:
+        return [part.to_ndarray() for part in planar.resample(frame)]
+    apart = (part.to_ndarray().reshape(-1, part.layout.nb_channels).T for part in packed.resample(frame))
+    # Channel by channel in memory as well, since sums round by that order.
+    return [np.ascontiguousarray(part) for part in apart]
 
 
 def _mp3(path: Path) -> BytesIO:
