@@ -67,12 +67,10 @@ class Questions(Dataset[Sample]):
 
     def visual(self, question: Question) -> list[Path]:
         """Paths of a question's video or pictures, or of what was stored. Raises UserError outside the data root."""
-        for path in (names := question.pictures or (question.video,)):
-            if not (self.root / path).resolve().is_relative_to(self.root.resolve()):
-                raise UserError(f"{path}: question {question.qid} points outside the data root {self.root}")
+        files = media(question, self.root)
         if self.config.data.video_tokens:
             return [self.root / self.config.data.video_tokens / Path(question.video).with_suffix(".safetensors")]
-        return [self.root / path for path in names]
+        return files
 
     def features(self, side: str, question: Question) -> Path:
         """Path of a question's features: our file, or what was published (.pt or a folder) where there is none."""
@@ -135,6 +133,18 @@ class Questions(Dataset[Sample]):
         if self.with_answers and hasattr(plugin, "load_random"):
             return partial(plugin.load_random, rng=Random(f"{self.seed} {self.epoch} {index}"))
         return plugin.load
+
+
+def media(question: Question, root: Path) -> list[Path]:
+    """Where a question's video or pictures are. UserError: a path written so that it leaves the data root."""
+    names = question.pictures or (question.video,)
+    for name in (*names, question.features):
+        # As it is written: annotations come from others. Links below the root are the user's own, and followed.
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise UserError(
+                f"{name}: question {question.qid} points outside the data root {root}; write a path below it"
+            )
+    return [root / name for name in names]
 
 
 def key_frames(config: BaseConfig, base: Any) -> Frames:

@@ -13,9 +13,10 @@ from typing import Any
 from tqdm import tqdm
 
 from pave import extract, plug
+from pave.data import media
 from pave.io import store
 from pave.io.atomic import atomic_file
-from pave.types import NotThere, SideTokens, UserError
+from pave.types import NotThere, Question, SideTokens, UserError
 
 log = logging.getLogger(__name__)
 INDEX = "index.jsonl"
@@ -101,7 +102,7 @@ def _row(file: Path, out: Path, plugin: Any) -> dict[str, Any]:
 def check_task(
     task: str, root: Path, splits: Sequence[str] = (), store_folder: Path | None = None, check_videos: bool = True
 ) -> Report:
-    """Per split: annotations that cannot be read or are too few, missing videos and, given a store, features.
+    """Per split: annotations unreadable, too few or lead out of `root`, missing videos and, of a store, features.
 
     Without `splits` those that are there; none is a problem.
     """
@@ -125,6 +126,8 @@ def check_task(
             report.add(f"  {len(questions)} questions, expected {expected}")
         for line in module.check(split, root) if hasattr(module, "check") else []:
             report.add(f"  {line}")
+        if outside := [line for question in questions for line in _outside(question, root)]:
+            report.count("  outside the root", outside, len(questions))
         if check_videos:
             report.count("  videos missing", [v for v in videos if not (root / v).exists()], len(videos))
         if store_folder:
@@ -135,3 +138,12 @@ def check_task(
         for line in absent:
             report.add(line)
     return report
+
+
+def _outside(question: Question, root: Path) -> list[str]:
+    """What is wrong with where a question's files are: what `pave train` would refuse."""
+    try:
+        media(question, root)
+    except UserError as error:
+        return [str(error)]
+    return []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,9 +13,9 @@ from tiny import make_config
 
 from pave import checkpoint
 from pave.batch import Sample, collate, expand, pad
-from pave.data import Questions, make_sample
+from pave.data import Questions, make_sample, media
 from pave.io.video import read_clip
-from pave.types import IGNORE, VIDEO, SideTokens, UserError
+from pave.types import IGNORE, VIDEO, Question, SideTokens, UserError
 
 
 def sample(length: int, steps: int | None, video: bool = True) -> Sample:
@@ -73,3 +75,13 @@ def test_answer_beyond_the_longest_sequence_is_an_error(world: World) -> None:
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, max_length=20))
     with pytest.raises(UserError, match=r"beyond data\.max_length=20"):
         make_sample(config, base, "Which?", clip, {}, answer="this")
+
+
+@pytest.mark.parametrize("path", ["/elsewhere/a.mp4", "../a.mp4", "videos/../../a.mp4"])
+def test_no_path_of_a_question_leaves_the_data_root(path: str, tmp_path: Path) -> None:
+    good = Question("1", "videos/a..b.mp4", "Which?", ("this",))
+    assert media(good, tmp_path) == [tmp_path / "videos/a..b.mp4"]
+    paths: list[dict[str, Any]] = [{"video": path}, {"pictures": ("a.png", path)}, {"features": path}]
+    for changes in paths:
+        with pytest.raises(UserError, match="question 1 points outside the data root"):
+            media(dataclasses.replace(good, **changes), tmp_path)

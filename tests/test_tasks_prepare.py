@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -9,9 +10,12 @@ from pathlib import Path
 
 import pytest
 from clips import write_clip
-from conftest import GOLDEN, read_json
+from conftest import GOLDEN, World, read_json
 from test_tasks_load import FIXTURES, loaded, task
+from tiny import make_config
 
+from pave import checkpoint, cli, doctor
+from pave.data import Questions
 from pave.tasks import _prepare
 from pave.types import UserError
 
@@ -160,3 +164,45 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         _prepare.write(file, [object()])
     assert read_json(file) == [1, 2]
+
+
+def test_what_is_prepared_of_avqa_is_learnt_from_through_its_links(world: World, tmp_path: Path) -> None:
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    shutil.copytree(FIXTURES / "avqa", raw)
+    (raw / "scratch").mkdir()
+    names = {Path(q.video).name for split in ("train", "val") for q in loaded("avqa", split)}
+    for name in names:
+        write_clip(raw / "scratch" / name, 12)
+    task("avqa").prepare(raw, out)
+    assert all((out / "video" / name).is_symlink() for name in names)
+    (out / "annotation").symlink_to(raw / "annotation")
+    report = doctor.check_task("avqa", out)
+    assert [line for line in report.lines if "missing" in line or "outside" in line] == [
+        line for line in report.lines if line.startswith("  videos missing") and " 0 of " in line
+    ]
+    config = make_config(world.base, out)
+    config = dataclasses.replace(config, sides={}, data=dataclasses.replace(config.data, task="avqa"))
+    base = checkpoint.load_base(config.base)
+    for split in ("train", "train_prepared", "val"):
+        questions = Questions(config, base, split, with_answers=True)
+        assert questions[0].pixels is not None
+
+
+@pytest.mark.parametrize("video", ["../../secret", "a/../../../secret", "a/../secret"])
+def test_an_annotation_that_leaves_the_data_is_refused_by_all_commands(
+    video: str, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Even where there is such a file, and a link to its folder."""
+    out = tmp_path / "out"
+    (out / "video").mkdir(parents=True)
+    (out / "video/a").symlink_to(tmp_path)
+    write_clip(tmp_path / "secret.mp4", 12)
+    record = {"id": 1, "conversations": [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A"}]}
+    file = out / task("avqa").FILES["train_prepared"]
+    file.write_text(json.dumps([{**record, "video": video}]))
+    config = make_config(world.base, out)
+    config = dataclasses.replace(config, sides={}, data=dataclasses.replace(config.data, task="avqa"))
+    with pytest.raises(UserError, match="question 1 points outside the data root"):
+        Questions(config, checkpoint.load_base(config.base), "train_prepared", with_answers=True)
+    assert cli.main(["doctor", "--task", "avqa", "--root", str(out), "--split", "train_prepared"]) == 1
+    assert "outside the root                 1 of 1: video/" in capsys.readouterr().out
