@@ -98,7 +98,8 @@ def _settle(model: Pave, sides: Mapping[str, PatchConfig]) -> None:
 
 def _start_patch(patch: nn.Module, name: str, config: Config, folder: Path) -> None:
     """Fill a fresh patch from a trained folder. Raises UserError for another base, geometry or shape."""
-    trained, file = read_config(folder), folder / PATCH_FILE
+    # Of what this folder names nothing is imported: numbers are compared, and the plugins are those of `config`.
+    trained, file = read_config(folder, trust_plugins=True), folder / PATCH_FILE
     check_same_base(trained, config, folder)
     if name not in trained.sides and len(trained.sides) != 1:
         raise UserError(f"{folder}: sides.{name}.init finds the patches {sorted(trained.sides)}; expected '{name}'")
@@ -117,7 +118,7 @@ def _start_patch(patch: nn.Module, name: str, config: Config, folder: Path) -> N
 
 def _start_lora(model: Pave, config: Config, folder: Path) -> None:
     """Fill a fresh LoRA from a trained folder. Raises UserError for another base, rank or alpha."""
-    trained = read_config(folder)
+    trained = read_config(folder, trust_plugins=True)  # as for a patch, nothing is imported
     check_same_base(trained, config, folder)
     if not trained.lora.r:
         raise UserError(f"{folder}: has no LoRA to start from; leave lora.init empty")
@@ -173,21 +174,38 @@ def save(model: Pave, config: Config, folder: Path) -> None:
         write(model, config, temporary)
 
 
-def read_config(folder: Path, overrides: Sequence[str] = ()) -> Config:
-    """The config of a folder of ours, or a YAML file by itself, with `key=value` overrides."""
-    if folder.suffix == ".yaml":
-        return configs.load(folder, overrides)
-    if not (folder / CONFIG_FILE).is_file():
+def read_config(folder: Path, overrides: Sequence[str] = (), trust_plugins: bool = False) -> Config:
+    """The config of a folder of ours, or a YAML file by itself, with `key=value` overrides.
+
+    Plugins are code that runs, and the folder may be a stranger's: UserError for one that is neither pave's nor named
+    in the overrides, unless they are trusted.
+    """
+    file = folder if folder.suffix == ".yaml" else folder / CONFIG_FILE
+    if file != folder and not file.is_file():
         raise UserError(
             f"{folder}: no {CONFIG_FILE} in it; expected a folder that `pave train` wrote "
             "(`pave convert` makes one of a released folder)"
         )
-    return configs.load(folder / CONFIG_FILE, overrides)
+    config = configs.load(file, overrides)
+    if not trust_plugins:
+        named = configs.plugins(configs.from_overrides(overrides)).values()
+        for setting, plugin in own_plugins(config).items():
+            if plugin not in named:
+                raise UserError(
+                    f"{folder}: names the plugin {plugin[1]!r} ({setting!r}), code from outside pave that would run; "
+                    "if you trust it, add --trust-plugins (in Python trust_plugins=True)"
+                )
+    return config
 
 
-def load(folder: Path, overrides: Sequence[str] = ()) -> tuple[Pave, Config]:
-    """A trained model from a folder of ours. Strict."""
-    config = read_config(folder, overrides)
+def own_plugins(config: Config) -> dict[str, tuple[str, str]]:
+    """Kind and name, by setting, of the plugins of a config that are not pave's."""
+    return {setting: named for setting, named in configs.plugins(config).items() if not plug.is_shipped(*named)}
+
+
+def load(folder: Path, overrides: Sequence[str] = (), trust_plugins: bool = False) -> tuple[Pave, Config]:
+    """A trained model from a folder of ours. Strict; see `read_config` for plugins."""
+    config = read_config(folder, overrides, trust_plugins)
     model = Pave(load_base(config.base), {})
     if tune.is_tuned(config.base):
         tune.fill(model, folder / tune.FILE)

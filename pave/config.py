@@ -251,6 +251,13 @@ def dump(config: Config) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
+def plugins(config: Config) -> dict[str, tuple[str, str]]:
+    """Kind and name of each plugin that a config names, by setting."""
+    sides = {f"sides.{name}.side": ("sides", side.side or name) for name, side in config.sides.items()}
+    mix = {f"data.mix.{name}.task": ("tasks", task.task or name) for name, task in config.data.mix.items()}
+    return {"base.name": ("bases", config.base.name), **sides, "data.task": ("tasks", config.data.task), **mix}
+
+
 def resolve(path: str) -> str:
     """`asset:NAME` -> the folder or file inside the package; anything else as it is, with ~ expanded."""
     if path.startswith("asset:"):

@@ -28,14 +28,14 @@ def to_ours(folder: Path, given: Config, out: Path) -> None:
     checkpoint.save(model, content.config, out)
 
 
-def to_official(folder: Path, out: Path, overrides: Sequence[str] = ()) -> None:
+def to_official(folder: Path, out: Path, overrides: Sequence[str] = (), trust_plugins: bool = False) -> None:
     """A folder of ours in the released layout. Needs no weights of the base, only its shapes.
 
     Raises UserError naming a tensor that is missing, extra or misshapen, for what the official code cannot do, and
     where `out` exists.
     """
     _check_new(out)
-    config = checkpoint.read_config(folder, overrides)
+    config = checkpoint.read_config(folder, overrides, trust_plugins)
     model = checkpoint.create(config, weights=False)
     file, adapter_file = folder / checkpoint.PATCH_FILE, folder / checkpoint.ADAPTER_FILE
     patches = store.read_safetensors(file).state

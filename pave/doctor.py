@@ -46,11 +46,17 @@ class Report:
 def check_store(out: Path, side: str | None = None, source: Path | None = None, dim: int | None = None) -> Report:
     """Read every feature file of a store, ours or published .pt files, and write its index.
 
-    `source` is what was extracted, `dim` the width expected (None: the commonest). UserError: nothing to check.
+    `source` is what was extracted, `dim` the width expected (None: the commonest). UserError: nothing to check, or a
+    side that is not pave's and that only the store names.
     """
     manifest = json.loads((out / extract.MANIFEST).read_text()) if (out / extract.MANIFEST).is_file() else {}
     if not (side or manifest):
         raise UserError(f"{out}: no {extract.MANIFEST}; say with --side what published features these are")
+    if not side and not plug.is_shipped("sides", manifest["side"]):
+        raise UserError(
+            f"{out}: its {extract.MANIFEST} names the plugin {manifest['side']!r}, code from outside pave that would "
+            "run; if you trust it, name it with --side"
+        )
     plugin = extract.plugin_of(side or manifest["side"])
     ours = sorted(out.rglob("*.safetensors"))
     files = ours or sorted(out.rglob("*.pt"))

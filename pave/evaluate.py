@@ -229,19 +229,30 @@ def device(chosen: str | None) -> str:
 
 
 def load_model(
-    ckpt: Path, base: str | None, overrides: Sequence[str] = (), base_only: bool = False, device: str | None = None
+    ckpt: Path,
+    base: str | None,
+    overrides: Sequence[str] = (),
+    base_only: bool = False,
+    device: str | None = None,
+    trust_plugins: bool = False,
 ) -> tuple[Pave, Config]:
-    """A trained folder, ours or a released one, on a device; `base_only` leaves its patches and LoRA out."""
+    """A trained folder, ours or a released one, on a device; `base_only` leaves its patches and LoRA out.
+
+    UserError: see `checkpoint.read_config` for plugins.
+    """
     if base is not None:
         overrides = [*overrides, f"base.path={base}"]
     released, given = official.is_official(ckpt), configs.from_overrides(overrides)
     if base_only:
-        config = official.read(ckpt, given).config if released else checkpoint.read_config(ckpt, overrides)
+        if released:
+            config = official.read(ckpt, given).config
+        else:
+            config = checkpoint.read_config(ckpt, overrides, trust_plugins)
         data = dataclasses.replace(config.data, sides=None)
         config = dataclasses.replace(config, sides={}, lora=LoraConfig(r=0), data=data)
         model = checkpoint.create(config)
     elif released:
         model, config = official.load(ckpt, given)
     else:
-        model, config = checkpoint.load(ckpt, overrides)
+        model, config = checkpoint.load(ckpt, overrides, trust_plugins)
     return model.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu")), config

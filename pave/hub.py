@@ -37,12 +37,20 @@ class Pave(model.Pave):
         self.train(loaded.training)
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, overrides: Sequence[str] = (), device: str | None = None) -> Pave:
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        overrides: Sequence[str] = (),
+        device: str | None = None,
+        trust_plugins: bool = False,
+    ) -> Pave:
         """A trained model from a folder, ours or a released one, or from the hub; `overrides` are `key=value`.
 
+        What it names of bases, sides and tasks must be pave's own, or in `overrides`, unless `trust_plugins` lets any
+        module run that it names.
         Raises UserError where there is no such folder, no way to the hub, or a tensor is missing or misshapen.
         """
-        return cls(*evaluate.load_model(_folder(source), None, overrides, device=device))
+        return cls(*evaluate.load_model(_folder(source), None, overrides, device=device, trust_plugins=trust_plugins))
 
     def save_pretrained(self, folder: str | Path, license: str = "", results: Sequence[str | Path] = ()) -> None:
         """Write a folder of ours with a model card, whole or not at all; `results` are folders of `pave eval`.
@@ -75,17 +83,17 @@ class Pave(model.Pave):
             text = card(self, checkpoint.as_it_is(self, self.config), name, license, [Path(one) for one in results])
             (temporary / CARD_FILE).write_text(text)
 
-    def add(self, name: str, source: str | Path, overrides: Sequence[str] = ()) -> None:
+    def add(self, name: str, source: str | Path, overrides: Sequence[str] = (), trust_plugins: bool = False) -> None:
         """Put the patch and the LoRA of a folder of ours on this model as patch `name`; see `live.add`."""
-        self.config = live.add(self, self.config, name, _folder(source), overrides)
+        self.config = live.add(self, self.config, name, _folder(source), overrides, trust_plugins)
 
     def remove(self, name: str) -> None:
         """Take a patch off this model, and its LoRA with the last patch that it came with."""
         self.config = live.remove(self, self.config, name)
 
-    def hotswap(self, source: str | Path, overrides: Sequence[str] = ()) -> None:
+    def hotswap(self, source: str | Path, overrides: Sequence[str] = (), trust_plugins: bool = False) -> None:
         """Replace all patches and LoRAs by those of a folder of ours on the same base; see `live.hotswap`."""
-        self.config = live.hotswap(self, self.config, _folder(source), overrides)
+        self.config = live.hotswap(self, self.config, _folder(source), overrides, trust_plugins)
 
 
 def _folder(source: str | Path) -> Path:
@@ -199,6 +207,7 @@ def card(trained: model.Pave, config: Config, name: str, license: str = "", resu
         said["patch_lr"] = config.patch_lr
     where = f"`{base.path}`" if public else f"a `{base.name}` base that is not on the hub (give `base.path=FOLDER`)"
     tasks = [one.task or task for task, one in data.mix.items()] or [data.task]
+    trust = bool(checkpoint.own_plugins(config))
     return CARD.format(
         **TODO,
         metadata=yaml.safe_dump(metadata, sort_keys=False),
@@ -215,8 +224,9 @@ def card(trained: model.Pave, config: Config, name: str, license: str = "", resu
         newline=base.newline,
         encoders=", ".join(f"`{Path(s.encoder).name}`" for s in sides.values() if s.encoder) or "the usual encoders",
         recipe=", ".join(f"`{key}={value}`" for key, value in said.items()) or "nothing",
-        flags="".join(f" --features {patch}={file}" for patch, file in files.items()),
-        overrides="" if public else ', ["base.path=FOLDER"]',
+        flags="".join(f" --features {patch}={file}" for patch, file in files.items())
+        + (" --trust-plugins" if trust else ""),
+        overrides=("" if public else ', ["base.path=FOLDER"]') + (", trust_plugins=True" if trust else ""),
         features="{" + ", ".join(f'"{patch}": Path("{file}")' for patch, file in files.items()) + "}",
         results="\n\n".join(_scores(trained, config, folder) for folder in results) or "None are given.",
         licence=f"`{license}`." if license else "TODO: name the licence of your own.",

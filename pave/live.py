@@ -12,12 +12,15 @@ from pave.model import Pave
 from pave.types import UserError
 
 
-def add(model: Pave, config: Config, name: str, folder: Path, overrides: Sequence[str] = ()) -> Config:
+def add(
+    model: Pave, config: Config, name: str, folder: Path, overrides: Sequence[str] = (), trust_plugins: bool = False
+) -> Config:
     """Put the patch and the LoRA of a folder on a loaded model as patch `name`; several become `name_side`.
 
-    Returns the config with them. Raises UserError, and changes nothing, where they do not fit.
+    Returns the config with them. Raises UserError, and changes nothing, where they do not fit; see
+    `checkpoint.read_config` for plugins.
     """
-    trained = checkpoint.read_config(folder, overrides)
+    trained = checkpoint.read_config(folder, overrides, trust_plugins)
     _check_base(trained, config, folder, also=["frames", "fps", "choice"])
     lora.check_not_merged(model.base.hf)
     if not trained.sides:
@@ -54,12 +57,14 @@ def remove(model: Pave, config: Config, name: str) -> Config:
     return dataclasses.replace(config, sides={n: side for n, side in config.sides.items() if n != name})
 
 
-def hotswap(model: Pave, config: Config, folder: Path, overrides: Sequence[str] = ()) -> Config:
+def hotswap(
+    model: Pave, config: Config, folder: Path, overrides: Sequence[str] = (), trust_plugins: bool = False
+) -> Config:
     """Replace all patches and LoRAs of a loaded model by those of a folder on the same base. Returns its config.
 
-    Raises UserError, and changes nothing, where they do not fit.
+    Raises UserError, and changes nothing, where they do not fit; see `checkpoint.read_config` for plugins.
     """
-    trained = checkpoint.read_config(folder, overrides)
+    trained = checkpoint.read_config(folder, overrides, trust_plugins)
     _check_base(trained, config, folder)
     lora.check_not_merged(model.base.hf)
     incoming = checkpoint.read_for(model, trained, folder)

@@ -57,6 +57,7 @@ class Model(lmms):
         device: str | None = None,
         batch_size: int | str = 1,
         workers: int = 2,
+        trust_plugins: bool = False,
         **overrides: Any,
     ) -> None:
         """From lmms-eval's --model_args; `overrides` are our key=value, such as sides.audio.features=DIR."""
@@ -66,7 +67,8 @@ class Model(lmms):
         self.batch_size, self.workers = int(batch_size), workers
         self.device = torch.device(evaluate.device(device))
         texts = [f"{key}={value}" for key, value in overrides.items()]
-        self.model, self.config = evaluate.load_model(Path(ckpt), base, texts, base_only, str(self.device))
+        device = str(self.device)
+        self.model, self.config = evaluate.load_model(Path(ckpt), base, texts, base_only, device, trust_plugins)
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """Answers in the order of the requests. Raises UserError, before the first, for what is missing or not done."""

@@ -17,6 +17,11 @@ def names(kind: str) -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
 
 
+def is_shipped(kind: str, name: str) -> bool:
+    """Whether a name can only mean a plugin of pave itself; a name without a dot is looked for nowhere else."""
+    return "." not in name or name.removeprefix(f"pave.{kind}.") in names(kind)
+
+
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """The end of an error message: the closest allowed name, or all of them."""
     allowed = sorted(allowed)

@@ -55,6 +55,13 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--base", default=None, metavar="PATH", help="where the base is, if it moved")
     parser.add_argument("--device", default=None, help="default: cuda if there is one")
+    add_trust(parser)
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Whether what a trained folder names may be anybody's code."""
+    text = "let bases, sides and tasks that a trained folder names run though they are not of pave"
+    parser.add_argument("--trust-plugins", action="store_true", help=text)
 
 
 def add_extraction(parser: argparse.ArgumentParser) -> None:

@@ -145,7 +145,7 @@ def _explain(commands: Any) -> None:
 
         draw.check(a.out)
         features, others = ({name: Path(file) for name, file in map(pair, texts)} for texts in (a.features, a.other))
-        session = Session(*evaluate.load_model(a.ckpt, a.base, a.overrides, False, a.device))
+        session = Session(*evaluate.load_model(a.ckpt, a.base, a.overrides, False, a.device, a.trust_plugins))
         found = explain.explain(session, a.video, a.ask, features, others, a.answer, a.token)
         return f"{found.answer}\n{draw.explanation(found, a.out)}"
 

@@ -45,7 +45,8 @@ def _eval(commands: Any) -> None:
             a.allow_missing,
             extract.parts(os.environ),
         )
-        model, config = evaluate.load_model(a.ckpt, a.base, a.overrides, a.base_only, evaluate.device(a.device))
+        device = evaluate.device(a.device)
+        model, config = evaluate.load_model(a.ckpt, a.base, a.overrides, a.base_only, device, a.trust_plugins)
         return evaluate.main(model, config, a.out or a.ckpt / "eval", options)
 
     parser = command(commands, "eval", "answer the questions of a split and score them", run)
@@ -148,7 +149,8 @@ def _demo(commands: Any) -> None:
         from pave import demo
         from pave.serve.session import load
 
-        model, config = load(a.ckpt, a.base, a.overrides, a.device, [pair(text) for text in a.patch])
+        patches = [pair(text) for text in a.patch]
+        model, config = load(a.ckpt, a.base, a.overrides, a.device, patches, a.trust_plugins)
         features = {name: Path(file) for name, file in (pair(text) for text in a.features)}
         return demo.talk(model, config, a.video, a.ask, features, frozenset(a.without), a.max_new_tokens, a.beside)
 
@@ -179,6 +181,7 @@ def _serve(commands: Any) -> None:
             a.waiting,
             [pair(text) for text in a.patch],
             a.examples,
+            a.trust_plugins,
         )
         server.main(a.ckpt, a.base, a.overrides, a.device, options)
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from pave.commands import command
+from pave.commands import add_trust, command
 
 
 def add(commands: Any) -> None:
@@ -42,7 +42,7 @@ def _convert(commands: Any) -> None:
             start.video_panda_start(Path(a.source), a.out)
             return
         if a.to == "official":
-            convert.to_official(Path(a.source), a.out, a.overrides)
+            convert.to_official(Path(a.source), a.out, a.overrides, a.trust_plugins)
             return
         given = config.from_overrides(a.overrides)
         if a.to == "ours":
@@ -60,6 +60,7 @@ def _convert(commands: Any) -> None:
         help="checkpoints: ours, official; bases: hf (transformers), lmms (lmms-lab); where training of a whole base "
         "starts: ppllava (from LLaVA-NeXT), video_panda (from EVE)",
     )
+    add_trust(parser)
     parser.add_argument("--clip", type=Path, metavar="DIR", help="CLIP-L/14-336, for ppllava")
     parser.add_argument(
         "overrides",

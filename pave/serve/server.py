@@ -45,6 +45,8 @@ class Options:
     """Further (name, folder) to add."""
     examples: Path | None = None
     """Folder of videos to show as examples."""
+    trust_plugins: bool = False
+    """Whether what the folders name may be anybody's code."""
 
 
 def main(ckpt: Path, base: str | None, overrides: Sequence[str], device: str | None, options: Options) -> None:
@@ -56,7 +58,7 @@ def main(ckpt: Path, base: str | None, overrides: Sequence[str], device: str | N
 
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     with socket.create_server((options.host, options.port), family=family) as listening:
-        model, config = load(ckpt, base, overrides, device, options.patches)
+        model, config = load(ckpt, base, overrides, device, options.patches, options.trust_plugins)
         # As an interrupt, so that everything is cleaned up.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         with suppress(KeyboardInterrupt), application(model, config, options) as app:

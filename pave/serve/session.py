@@ -30,12 +30,20 @@ VIDEO_MARK = "<video>"
 
 
 def load(
-    ckpt: Path, base: str | None, overrides: Sequence[str], device: str | None, patches: Sequence[tuple[str, str]]
+    ckpt: Path,
+    base: str | None,
+    overrides: Sequence[str],
+    device: str | None,
+    patches: Sequence[tuple[str, str]],
+    trust_plugins: bool = False,
 ) -> tuple[Pave, Config]:
-    """A trained folder, and the patches of further (name, folder) on it. UserError: one that does not fit."""
-    model, config = evaluate.load_model(ckpt, base, overrides, device=device)
+    """A trained folder, and the patches of further (name, folder) on it. UserError: one that does not fit.
+
+    See `checkpoint.read_config` for plugins.
+    """
+    model, config = evaluate.load_model(ckpt, base, overrides, device=device, trust_plugins=trust_plugins)
     for name, folder in patches:
-        config = live.add(model, config, name, Path(folder))
+        config = live.add(model, config, name, Path(folder), trust_plugins=trust_plugins)
     return model, config
 
 
