@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from pave.types import IGNORE, VIDEO, SideTokens
+from pave import tags
+from pave.types import IGNORE, VIDEO, SideTokens, UserError
+
+if TYPE_CHECKING:
+    from pave.bases._qwen import Encoded
+
+Mask = Literal["answers", "release"]
+"""What is supervised."""
+
+
+class Speaker(Protocol):
+    """What a base is here."""
+
+    def chat(
+        self,
+        question: str,
+        history: tuple[tuple[str, str], ...] = (),
+        answer: str | None = None,
+        mask: Mask = "answers",
+    ) -> Encoded:
+        """Ids and labels by its template."""
 
 
 class Sample(NamedTuple):
@@ -25,6 +45,26 @@ class Sample(NamedTuple):
     """None or absent where this sample has no such side-channel."""
     guide: list[int] | None = None
     """Of the question, for a base that sees a video differently for each."""
+
+
+def conversation(
+    base: Speaker,
+    question: str,
+    history: Sequence[tuple[str, str]] = (),
+    answer: str | None = None,
+    mask: Mask = "answers",
+) -> Encoded:
+    """Ids and labels of a conversation about one video, whose tag in the texts goes.
+
+    Raises UserError for texts that would make a further video: it would be filled from another sample of the batch.
+    """
+    said = [*(text for turn in history for text in turn), question, *([] if answer is None else [answer])]
+    texts, end = tags.bare(said, question), 2 * len(history)
+    turns = tuple(zip(texts[:end:2], texts[1:end:2]))
+    encoded = base.chat(texts[end], turns, None if answer is None else texts[-1], mask)
+    if (count := encoded.ids.count(VIDEO)) != 1:
+        raise UserError(f"question {question[:60]!r}: its conversation shows {count} videos, expected one; correct it")
+    return encoded
 
 
 def expand(

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pave import plug, video_tokens
-from pave.batch import Sample, expand
+from pave import plug, tags, video_tokens
+from pave.batch import Sample, conversation, expand
 from pave.config import BaseConfig, Config
 from pave.io.frames import Frames
 from pave.io.store import feature_file
@@ -51,7 +51,13 @@ class Questions(Dataset[Sample]):
         return len(self.questions)
 
     def check(self) -> None:
-        """Every file must be there before anything starts. Raises UserError naming the first and counting the rest."""
+        """Every text must be about one video and every file be there, before anything starts. Raises UserError.
+
+        It names the first, and of files counts the rest.
+        """
+        for q in self.questions:
+            texts = [*(text for turn in q.history for text in turn), self.task.prompt(q)]
+            tags.bare([*texts, self.task.target(q)] if self.with_answers else texts, q.qid)
         video = "video tokens" if self.config.data.video_tokens else "video"
         files = {file: video for q in self.questions for file in self.visual(q)}
         files |= {self.features(name, q): f"{name} features" for name in self.plugins for q in self.questions}
@@ -196,7 +202,7 @@ def make_sample(
     else:
         pixels = base.preprocess(clip.frames)
         seconds = _together(torch.from_numpy(clip.seconds).float(), len(pixels))
-    encoded = base.chat(question, history, answer, config.data.mask)
+    encoded = conversation(base, question, history, answer, config.data.mask)
     visual = video_tokens.ids(base, pixels, seconds)
     ids, labels = expand(encoded.ids, encoded.labels, visual, config.data.max_length)
     if answer is not None and all(label == IGNORE for label in labels[1:]):

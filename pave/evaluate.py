@@ -22,7 +22,7 @@ from pave import __version__, answer, checkpoint, extract, lora, official, probe
 from pave import config as configs
 from pave.answer import Asked
 from pave.answer import to_device as to_device
-from pave.batch import expand
+from pave.batch import conversation, expand
 from pave.config import Config, LoraConfig
 from pave.data import Questions, plugins
 from pave.model import Pave
@@ -75,15 +75,15 @@ class Videos(Dataset[Asked | Bad]):
         first, *others = self.groups[index]
         try:
             sample = self.questions[first]
+            assert sample.pixels is not None
+            visual = video_tokens.ids(self.questions.base, sample.pixels, sample.frame_seconds)
+            return Asked(sample, [sample.ids, *(self._prompt(i, visual) for i in others)])
         except UserError as error:
             return Bad(error)
-        assert sample.pixels is not None
-        visual = video_tokens.ids(self.questions.base, sample.pixels, sample.frame_seconds)
-        return Asked(sample, [sample.ids, *(self._prompt(i, visual) for i in others)])
 
     def _prompt(self, index: int, visual: Sequence[int]) -> list[int]:
         question, base, data = self.questions.questions[index], self.questions.base, self.questions.config.data
-        encoded = base.chat(self.questions.task.prompt(question), question.history, None, data.mask)
+        encoded = conversation(base, self.questions.task.prompt(question), question.history, None, data.mask)
         return expand(encoded.ids, encoded.labels, visual, data.max_length)[0]
 
 

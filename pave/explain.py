@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from pave import video_tokens
 from pave.answer import to_device
-from pave.batch import Sample, collate, expand
+from pave.batch import Sample, collate, conversation, expand
 from pave.data import key_frames, side_tokens
 from pave.io.video import read_clip
 from pave.model import Pave
@@ -134,7 +134,7 @@ def _views(model: Pave, sample: Sample, present: Mapping[str, SideTokens], token
 
 def _answered(model: Pave, sample: Sample, question: str, answer: str) -> Sample:
     """The conversation with its answer, whose tokens are the only labels."""
-    encoded = model.base.chat(question, (), answer, "answers")
+    encoded = conversation(model.base, question, (), answer)
     visual = video_tokens.ids(model.base, sample.pixels, sample.frame_seconds)
     ids, labels = expand(encoded.ids, encoded.labels, visual, len(encoded.ids) + len(visual))
     return sample._replace(ids=ids, labels=labels)

@@ -34,6 +34,8 @@ class Pave(model.Pave):
     def __init__(self, loaded: model.Pave, config: Config) -> None:
         super().__init__(loaded.base, dict(loaded.patches.items()))
         self.patch_weights, self.loras, self.config = loaded.patch_weights, loaded.loras, config
+        # Without it a folder of a base that has learnt would be written without what the base has learnt.
+        self.tuned = loaded.tuned
         self.train(loaded.training)
 
     @classmethod

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from pave import answer, evaluate, video_tokens
 from pave.answer import Asked
-from pave.batch import expand
+from pave.batch import conversation, expand
 from pave.data import feature_file, key_frames, make_sample, plugins, side_tokens
 from pave.evaluate import Bad
 from pave.types import Question, UserError
@@ -148,7 +148,7 @@ class Model(lmms):
         sample = make_sample(config, base, first.text, clip, sides)
         assert sample.pixels is not None
         visual = video_tokens.ids(base, sample.pixels, sample.frame_seconds)
-        encoded, longest = [base.chat(ask.text) for ask in others], config.data.max_length
+        encoded, longest = [conversation(base, ask.text) for ask in others], config.data.max_length
         return Asked(sample, [sample.ids, *(expand(e.ids, e.labels, visual, longest)[0] for e in encoded)])
 
 

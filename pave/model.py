@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any, TypedDict
 
 import torch
@@ -44,6 +45,22 @@ def _widen(x: Tensor, like: Tensor) -> Tensor:
     """Zeros behind float[...,D], where a base has more behind its tokens for inner layers of its LLM."""
     more = like.shape[-1] - x.shape[-1]
     return F.pad(x, (0, more)) if more else x
+
+
+def _check_own(places: Sequence[int], own: Sequence[int]) -> None:
+    """Raises UserError unless each row with visual places has a video, of so many tokens, to itself, or once more.
+
+    A row whose end was cut uses the first tokens of its video.
+    """
+    shows = [count for count in places if count]
+    if not shows or len(shows) % len(own):
+        raise UserError(
+            f"a batch: {len(shows)} rows show a video, there are {len(own)} videos; expected a row for each, or all "
+            "of them again"
+        )
+    for count, tokens in zip(shows, cycle(own)):
+        if count > tokens:
+            raise UserError(f"a batch: a row has {count} visual places, its video {tokens} tokens; expected one video")
 
 
 class Pave(nn.Module):
@@ -176,14 +193,18 @@ class Pave(nn.Module):
         """int[B,L] with VIDEO at every visual position -> float[B,L,D]; videos fill the positions in order.
 
         Where rows have more videos than there are, they begin with the first again: two answers about each.
+        Raises UserError where a row does not show one video, its own.
         """
         if pixels is None:
             return self.base.hf.get_input_embeddings()(ids.clamp(min=0))
         visual = self.fuse(pixels, sides, frame_seconds, guides)
-        # A row whose end was cut uses the first rows of its video, so each row starts at a video of its own.
-        rows = visual.shape[1]
-        videos = ((ids == VIDEO).sum(1) + rows - 1) // rows
-        return self.place(ids, visual.flatten(0, 1), (videos.cumsum(0) - videos) % len(visual) * rows)
+        rows, places = visual.shape[1], ids == VIDEO
+        own = [rows] * len(visual)
+        if isinstance(pixels, list):
+            own = [self.base.visual_tokens(len(x), tuple(x.shape[-2:])) for x in pixels]
+        _check_own(places.sum(1).tolist(), own)
+        shows = places.any(1).long()
+        return self.place(ids, visual.flatten(0, 1), (shows.cumsum(0) - shows) % len(visual) * rows)
 
     def place(self, ids: Tensor, visual: Tensor, first: Tensor) -> Tensor:
         """int[B,L] with VIDEO -> float[B,L,D]; a row takes those of `visual` float[M,D] from its `first` int[B] on."""

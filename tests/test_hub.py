@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from trained import make_batch, save_trained, side_config, tensors
 
 import pave
-from pave import Pave, checkpoint, cli, hub
+from pave import Pave, checkpoint, cli, hub, tune
 from pave.config import TaskConfig
 from pave.io import hub as hub_files
 from pave.types import UserError
@@ -58,6 +58,25 @@ def test_folder_in_and_out(folders: dict[str, Path], tmp_path: Path) -> None:
         assert all(torch.equal(x, other[name]) for name, x in tensors(loaded).items())
     halved = Pave.from_pretrained(folders["audio"], ["sides.audio.weight=0.5"], device="cpu")
     assert halved.patch_weights == {"audio": 0.5}
+
+
+def test_a_base_that_has_learnt_goes_in_and_out(world: World, tmp_path: Path) -> None:
+    config = side_config(world, {"audio": {}})
+    config = dataclasses.replace(config, base=dataclasses.replace(config.base, learn=["projector"]))
+    model = checkpoint.create(config)
+    with torch.no_grad():
+        for name in model.tuned:
+            model.base.get_parameter(name).normal_()
+    checkpoint.save(model, config, tmp_path / "trained")
+    Pave.from_pretrained(tmp_path / "trained", device="cpu").save_pretrained(tmp_path / "mine")
+    written, stored = (load_file(tmp_path / folder / tune.FILE) for folder in ("mine", "trained"))
+    assert len(stored) > 1
+    assert written.keys() == stored.keys()
+    assert all(torch.equal(written[name], x) for name, x in stored.items())
+    again, loaded = (Pave.from_pretrained(tmp_path / folder, device="cpu") for folder in ("mine", "trained"))
+    assert all(torch.equal(again.state_dict()[name], x) for name, x in loaded.state_dict().items())
+    asked = make_batch(config, loaded, left=True)
+    assert torch.equal(*(one.generate(**asked, max_new_tokens=4) for one in (again, loaded)))
 
 
 def test_official_folder(tmp_path: Path) -> None:

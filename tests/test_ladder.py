@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "pave").rglob("*.py"))
 RUNGS = [
-    {"types", "config", "plug"},
+    {"types", "config", "plug", "tags"},
     {"io", "nn", "metrics"},
     {"encoders"},
     {"sides", "bases", "tasks"},

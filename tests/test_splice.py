@@ -18,7 +18,7 @@ from pave.bases.llava_onevision import LlavaOnevision
 from pave.batch import expand, pad
 from pave.model import Pave
 from pave.official import patch_name, rename_patch
-from pave.types import IGNORE, VideoTokens
+from pave.types import IGNORE, UserError, VideoTokens
 
 SPLICE, PACKING = GOLDEN / "module/splice", GOLDEN / "module/packing"
 SPEC = read_json(SPLICE / "weights.json")
@@ -107,7 +107,14 @@ def splice(name: str) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor], Pave]:
     if "video_feats" in data:
         x = data["video_feats"].permute(0, 2, 3, 4, 1)[:videos]
         sides["side"] = {"x": x, "steps": data["feat_frame_nums"][:videos].tolist(), "seconds": None}
-    embeds = model.splice(pad([r[0] for r in rows], 0, left), torch.zeros(videos, 4, 3, 70, 70), sides)
+    ids, pixels = pad([r[0] for r in rows], 0, left), torch.zeros(videos, 4, 3, 70, 70)
+    if len(set(owners)) < videos:
+        # The original takes two videos in a row, of which ours has no use and makes a mistake of the data.
+        with pytest.raises(UserError, match="1 rows show a video, there are 2 videos"):
+            model.splice(ids, pixels, sides)
+        embeds = model.place(ids, model.fuse(pixels, sides).flatten(0, 1), torch.zeros(len(ids), dtype=torch.long))
+    else:
+        embeds = model.splice(ids, pixels, sides)
     labels = pad([r[1] for r in rows], IGNORE, left)
     mask = pad([[1] * len(r[0]) for r in rows], 0, left).bool()
     return embeds, labels, mask, data, model

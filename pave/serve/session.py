@@ -15,7 +15,7 @@ from transformers import StoppingCriteriaList, TextStreamer
 from pave import config as configs
 from pave import evaluate, live, lora, plug, video_tokens
 from pave.answer import to_device
-from pave.batch import Sample, collate, expand
+from pave.batch import Sample, collate, conversation, expand
 from pave.config import Config
 from pave.data import key_frames, make_sample, side_tokens
 from pave.model import Pave
@@ -210,7 +210,7 @@ class Session:
                     raise UserError(
                         f"the text holds '{mark}', which means something to the model; write it differently"
                     )
-        encoded = base.chat(ask.question, ask.history, None, self.config.data.mask)
+        encoded = conversation(base, ask.question, ask.history, None, self.config.data.mask)
         visual = video_tokens.ids(base, sample.pixels, sample.frame_seconds)
         limit = min(self.config.data.max_length, base.hf.config.get_text_config().max_position_embeddings)
         ids, labels = expand(encoded.ids, encoded.labels, visual, limit)

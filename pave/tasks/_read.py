@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pave import tags
 from pave.plug import nearest
 from pave.types import NotThere, Question, UserError
 
@@ -102,13 +103,13 @@ def texts(record: Any, name: str) -> tuple[str, ...]:
 
 
 def turns(record: Any) -> list[tuple[str, str]]:
-    """(question, answer) of a training record of the LLaVA family. Raises ValueError."""
+    """(question, answer) of a training record of the LLaVA family, without its video's tag. Raises ValueError."""
     found = field(record, "conversations", list)
     speakers = [field(turn, "from", str) for turn in found]
     if not found or speakers != ["human", "gpt"] * (len(found) // 2):
         raise ValueError(f"has turns of {speakers}, expected human and gpt in turn")
-    # The tag marks where the video goes, which the base decides.
-    said = [field(turn, "value", str).replace("<image>\n", "", 1).replace("<image>", "") for turn in found]
+    said = [field(turn, "value", str) for turn in found]
+    said = tags.bare(said, said[0])
     return list(zip(said[::2], said[1::2]))
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from pave import tags
 from pave.tasks import _read
 from pave.tasks._learnt import chance as chance
 from pave.tasks._learnt import prompt as prompt
@@ -21,8 +22,6 @@ from pave.types import Question
 SPLITS = ("train",)
 EXPECTED: dict[str, int] = {}
 """Of any size."""
-TAGS = ("<video>\n", "<image>\n", "\n<video>", "\n<image>", "<video>", "<image>")
-"""Where the video goes is for the base to say."""
 
 
 def load(split: str, root: Path) -> list[Question]:
@@ -33,8 +32,7 @@ def load(split: str, root: Path) -> list[Question]:
 
 def _question(raw: Any) -> Iterable[Question]:
     text = _read.field(raw, "prompt", str)
-    for tag in TAGS:
-        text = text.replace(tag, "")
+    (text,) = tags.bare([text], text)
     video = _read.field(raw, "video", str)
     qid = _read.ident(raw, "id") if "id" in raw else video
     better, worse = (_read.field(raw, name, str) for name in ("chosen", "rejected"))
