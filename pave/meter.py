@@ -25,7 +25,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from transformers import DynamicCache
 
 from pave.model import Pave
-from pave.parts import part_of
+from pave.parts import roots
 from pave.types import UserError, VideoTokens
 
 PICTURE = (480, 640)
@@ -143,8 +143,7 @@ def look(model: Pave, frames: int, size: tuple[int, int] = PICTURE) -> tuple[Wor
     """
     base = model.base
     pixels = torch.empty_like(base.preprocess(np.zeros((frames, *size, 3), np.uint8))[None], device="meta")
-    parts = dict(base.named_modules())
-    projectors = [m for name, m in parts.items() if part_of(name) == "projector" != part_of(name.rpartition(".")[0])]
+    projectors = [*roots(base, "projector")]
     spent = []
     with torch.no_grad(), measure(model) as work:
         hooks = [m.register_forward_pre_hook(lambda *_: spent.append(-work.flops)) for m in projectors]

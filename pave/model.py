@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from itertools import cycle
 from typing import Any, TypedDict
 
@@ -14,8 +15,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from pave import lora
 from pave.bases.llava_onevision import LlavaOnevision
+from pave.parts import roots, without_autograd
 from pave.plug import nearest
-from pave.types import IGNORE, VIDEO, UserError
+from pave.types import IGNORE, VIDEO, UserError, VideoTokens
 
 
 def check_weight(name: str, weight: float) -> None:
@@ -138,7 +140,7 @@ class Pave(nn.Module):
             ]
             return pad_sequence([visual[0] for visual in alone], batch_first=True)
         if pixels.ndim == 5:
-            query, embeds = self.base.encode(*(x for x in (pixels, guides) if x is not None))
+            query, embeds = self._see(*(x for x in (pixels, guides) if x is not None))
         else:
             stored = pixels.to(self.base.hf.dtype)
             query, embeds = stored.split([self.base.query_dim, self.base.embed_dim], -1)
@@ -147,6 +149,17 @@ class Pave(nn.Module):
                 update = self._update(patch, query, sides[name], frame_seconds).to(embeds.dtype)
                 embeds = torch.add(embeds, _widen(update, embeds), alpha=self.patch_weights[name])
         return self.base.layout(embeds)
+
+    def _see(self, *inputs: Tensor) -> VideoTokens:
+        """What the base makes of pixels, and of guides where it takes any; a tower that does not learn only looks."""
+        with ExitStack() as stack:
+            for tower in roots(self.base, "vision tower") if torch.is_grad_enabled() else ():
+                # Gradient checkpointing of transformers makes every input of `hf` require a gradient, pictures too: the
+                # whole tower would run a second time and backwards. What a frozen projector does with a tower's
+                # output is recorded only if the tower learns, and a tower that learns in part is left to autograd.
+                if not any(x.requires_grad for x in tower.parameters()):
+                    stack.enter_context(without_autograd(tower))
+            return self.base.encode(*inputs)
 
     def _update(self, patch: nn.Module, query: Tensor, side: SideBatch, frame_seconds: list[Tensor] | None) -> Tensor:
         """What a patch adds, float[B,T,S,D]; exactly nothing for samples without this side-channel."""

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
 from torch import nn
 
-from pave.model import Pave
+if TYPE_CHECKING:
+    from pave.model import Pave
 
 
 def describe(model: Pave) -> str:
@@ -38,6 +44,33 @@ def part_of(name: str) -> str:
     if "lora_A" in pieces or "lora_B" in pieces:
         return "LoRA"
     return next((PARTS[piece] for piece in pieces if piece in PARTS), "LLM")
+
+
+def roots(base: nn.Module, part: str) -> Iterator[nn.Module]:
+    """The outermost modules of a part of a base."""
+    for name, module in base.named_modules():
+        if part_of(name) == part != part_of(name.rpartition(".")[0]):
+            yield module
+
+
+@contextmanager
+def without_autograd(module: nn.Module) -> Iterator[None]:
+    """Calls of a module are not recorded; what runs around them is."""
+    modes: list[bool] = []
+
+    def stop(*_: object) -> None:
+        modes.append(torch.is_grad_enabled())
+        torch.set_grad_enabled(False)
+
+    def go_on(*_: object) -> None:
+        torch.set_grad_enabled(modes.pop())
+
+    hooks = [module.register_forward_pre_hook(stop), module.register_forward_hook(go_on, always_call=True)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def trained(model: Pave) -> dict[str, list[nn.Parameter]]:

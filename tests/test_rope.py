@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from conftest import GOLDEN, read_json
@@ -42,6 +43,21 @@ def test_position_ids(spec: dict[str, list[int]]) -> None:
         assert [r for r in cells for _ in cells] == spec[f"{who}_row"]
         assert cells * len(cells) == spec[f"{who}_col"]
     assert spec["k_time"] == list(range(steps))
+
+
+def test_positions_round_as_numpy_does() -> None:
+    steps = [*range(1, 160), *range(160, 8001, 245)]
+    for frames in range(1, 129):
+        got = rope.frame_times(frames, torch.tensor(steps)).numpy()
+        want = [np.floor(np.linspace(0.0, max(frames, n) - 1, frames)) for n in steps]
+        assert np.array_equal(got, want), frames
+    for grid in range(1, 33):
+        for cells in range(1, 33):
+            centers = np.floor(np.linspace(0.0, grid, 2 * cells + 1))[1::2]
+            assert np.array_equal(rope.cell_centers(cells, grid).numpy(), centers), (cells, grid)
+    # Where float32 is one less.
+    assert rope.frame_times(64, torch.tensor([148]))[0, 27] == 63
+    assert rope.cell_centers(7, 8)[3] == 4
 
 
 @pytest.mark.parametrize("key", sorted({k.split("/")[0] for k in IDS}))

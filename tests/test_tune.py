@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from conftest import World
 from newer_bases import make_internvl, make_qwen3
-from other_bases import make_original, make_port, make_qwen
+from other_bases import make_original, make_port, make_qwen, randomise
 from ppllava_base import make_ppllava
 from safetensors.torch import load_file, save_file
 from tiny import make_base, make_config
@@ -18,9 +20,11 @@ from tiny import make_base, make_config
 from pave import checkpoint, live, mix, plug, train, tune
 from pave import config as configs
 from pave.batch import collate
-from pave.config import BaseConfig, Config, DataConfig, LoraConfig
+from pave.config import BaseConfig, Config, DataConfig, LoraConfig, PatchConfig
 from pave.data import make_sample
-from pave.types import Clip, UserError
+from pave.model import Pave
+from pave.parts import roots
+from pave.types import Clip, SideTokens, UserError, VideoTokens
 
 ALONE = LoraConfig(r=0)
 MAKE = {
@@ -73,6 +77,80 @@ def test_all_that_learns_is_used(name: str, tmp_path: Path) -> None:
     learns = {n: p for n, p in model.base.named_parameters() if p.requires_grad}
     assert [n for n, p in learns.items() if p.grad is None] == []
     assert {tune.part_of(n) for n in learns} == {*start.base.learn}
+
+
+class Step(NamedTuple):
+    """One training step."""
+
+    model: Pave
+    loss: torch.Tensor
+    seen: VideoTokens
+    forward: Counter[torch.nn.Module]
+    """How often each module of the tower ran until there was a loss."""
+    later: Counter[torch.nn.Module]
+    """And again, for the backward pass."""
+
+
+def step(name: str, folder: Path, learn: list[str], checkpointing: bool) -> Step:
+    """Of a tiny base with a patch, and with LoRA or what else learns; with the switches that the Trainer sets."""
+    newline = "grid" if name == "llava_onevision" else "no_token"
+    config = Config(
+        base=BaseConfig(name.split()[0], str(folder), frames=8, dtype="float32", newline=newline, learn=learn),
+        sides={"audio": PatchConfig(dim=12, width=16, side_width=16)},
+        lora=LoraConfig(r=2, alpha=4, dropout=0.0),
+        data=DataConfig(max_length=4096),
+    )
+    torch.manual_seed(0)
+    model = checkpoint.create(config).train()
+    randomise([*model.patches.parameters(), *(x for n, x in model.named_parameters() if "lora_B" in n)])
+    if checkpointing and hasattr(model.base.hf, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    elif checkpointing:  # older transformers
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    calls: Counter[torch.nn.Module] = Counter()
+    for tower in roots(model.base, "vision tower"):
+        for module in tower.modules():
+            module.register_forward_hook(lambda module, *_: calls.update([module]))
+    encode, seen = model.base.encode, []
+    model.base.encode = lambda *inputs: seen.append(encode(*inputs)) or seen[-1]
+    clip = Clip(np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), np.uint8), np.arange(8) / 2)
+    sides = {"audio": SideTokens(torch.randn(9, 1, 12, generator=torch.Generator().manual_seed(0)))}
+    loss = model(**collate([make_sample(config, model.base, "what?", clip, sides, answer="a dog")], 0))["loss"]
+    forward = calls.copy()
+    loss.backward()
+    return Step(model, loss.detach(), seen[0], forward, calls - forward)
+
+
+def gradients(model: Pave) -> dict[str, torch.Tensor]:
+    """Of all that learns, by name."""
+    return {name: x.grad for name, x in model.named_parameters() if x.grad is not None}
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_a_tower_that_rests_runs_once_and_never_backwards(name: str, tmp_path: Path) -> None:
+    folder = MAKE[name](tmp_path)
+    got, want = (step(name, folder, [], checkpointing) for checkpointing in (True, False))
+    assert got.forward
+    assert not got.later
+    assert not got.seen.query.requires_grad
+    assert not got.seen.embeds.requires_grad
+    assert torch.equal(got.loss, want.loss)
+    grads = gradients(got.model)
+    assert {tune.part_of(n) for n in grads if not n.startswith("patches")} == {"llm"}
+    assert any(x.abs().max() > 0 for n, x in grads.items() if n.startswith("patches"))
+    torch.testing.assert_close(grads, gradients(want.model))
+
+
+@pytest.mark.parametrize("learn", [["projector"], ["tower", "projector"]], ids="+".join)
+def test_only_what_is_below_all_that_learns_rests(learn: list[str], tmp_path: Path) -> None:
+    folder = make_base(tmp_path)
+    got, want = (step("llava_onevision", folder, learn, checkpointing) for checkpointing in (True, False))
+    assert bool(got.later) == got.seen.query.requires_grad == ("tower" in learn)
+    assert got.seen.embeds.requires_grad
+    grads = gradients(got.model)
+    assert {tune.part_of(n) for n in grads if not n.startswith("patches")} == {"llm", *learn}
+    torch.testing.assert_close(grads, gradients(want.model))
+    assert torch.is_grad_enabled()
 
 
 def test_a_next_stage_keeps_what_the_first_one_learnt(world: World, tmp_path: Path) -> None:

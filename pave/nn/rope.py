@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,12 +15,18 @@ SECTIONS = (16, 24, 24)
 
 def cell_centers(cells: int, grid: int) -> Tensor:
     """int[cells], where `cells` cells of a side sit on a finer side of `grid`: their centres, floored."""
-    return torch.linspace(0, grid, 2 * cells + 1)[1::2].floor().long()
+    return _places(grid, 2 * cells + 1)[1::2]
 
 
 def frame_times(frames: int, positions: Tensor) -> Tensor:
     """int[B,frames], the key positions (int[B] of them) at which the query frames stand."""
-    return torch.stack([torch.linspace(0, max(frames, n) - 1, frames).floor().long() for n in positions.tolist()])
+    return torch.stack([_places(max(frames, n) - 1, frames) for n in positions.tolist()])
+
+
+def _places(last: int, count: int) -> Tensor:
+    """int[count], evenly from 0 to `last`, floored."""
+    # Checkpoints have learnt numpy's rounding: float32, torch's linspace or whole numbers differ by one at some sizes.
+    return torch.from_numpy(np.linspace(0, last, count, dtype=np.int64))
 
 
 def square_side(tokens: int) -> int:
