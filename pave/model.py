@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from itertools import cycle
 from typing import Any, TypedDict
 
@@ -152,13 +151,13 @@ class Pave(nn.Module):
 
     def _see(self, *inputs: Tensor) -> VideoTokens:
         """What the base makes of pixels, and of guides where it takes any; a tower that does not learn only looks."""
-        with ExitStack() as stack:
-            for tower in roots(self.base, "vision tower") if torch.is_grad_enabled() else ():
-                # Gradient checkpointing of transformers makes every input of `hf` require a gradient, pictures too: the
-                # whole tower would run a second time and backwards. What a frozen projector does with a tower's
-                # output is recorded only if the tower learns, and a tower that learns in part is left to autograd.
-                if not any(x.requires_grad for x in tower.parameters()):
-                    stack.enter_context(without_autograd(tower))
+        tower = next(roots(self.base, "vision tower"), None) if torch.is_grad_enabled() else None
+        if tower is None or any(x.requires_grad for x in tower.parameters()):
+            return self.base.encode(*inputs)
+        # Gradient checkpointing of transformers makes every input of `hf` require a gradient, pictures too: the whole
+        # tower would run a second time, and backwards. What follows it needs no such care: autograd records nothing of
+        # it before the first tensor that learns.
+        with without_autograd(tower):
             return self.base.encode(*inputs)
 
     def _update(self, patch: nn.Module, query: Tensor, side: SideBatch, frame_seconds: list[Tensor] | None) -> Tensor:
