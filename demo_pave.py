@@ -2,7 +2,7 @@
 
 import sys
 
-from pave.cli import main
+from pave.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["demo", *sys.argv[1:]]))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import os
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from pave.plug import nearest
 from pave.types import UserError
+from pave.utils.registry import nearest
 
 T = TypeVar("T")
 
@@ -30,7 +30,7 @@ class BaseConfig:
     """T, key frames a video, sampled uniformly."""
     fps: float = 0.0
     """Key frames a second, `frames` at most, so that short videos have fewer; 0: always `frames`."""
-    choice: Literal["even", "own"] = "even"
+    frame_sampling: Literal["uniform", "native"] = "uniform"
     """Which key frames: evenly spaced, or by the base's own published rule, whatever `frames` and `fps` say."""
     newline: Literal["grid", "frame", "one_token", "no_token"] = "grid"
     """Where the learned newline vector stands among the visual tokens."""
@@ -44,9 +44,9 @@ class BaseConfig:
     """Attention heads of the tower, where neither files nor width tell."""
     quantize: Literal["none", "int8", "nf4"] = "none"
     """Frozen weights of the LLM in 8 or 4 bits (bitsandbytes), to train on a small GPU."""
-    learn: list[str] = field(default_factory=list)
+    trainable: list[str] = field(default_factory=list)
     """Parts of the base that learn too: tower, projector, llm; for recipes of whole models."""
-    init: str = ""
+    init_from: str = ""
     """Trained folder whose base is trained further."""
 
 
@@ -56,15 +56,15 @@ class PatchConfig:
 
     side: str = ""
     """Plugin in pave/sides; empty: as this entry is named. Two patches may read the same side-channel."""
-    dim: int = 1024
+    side_dim: int = 1024
     """C, width of the side tokens."""
-    width: int = 512
+    hidden_dim: int = 512
     """H, inner width."""
-    side_width: int = 512
+    side_hidden_dim: int = 512
     """Width of the mapped side tokens."""
     heads: int = 4
     """Attention heads."""
-    depth: int = 2
+    num_layers: int = 2
     """Cross-attention layers; the release uses 3 for Music-AVQA."""
     rope: bool = False
     """3D rotary embedding; on only in the released 0.5B enhanced-video patch."""
@@ -76,11 +76,11 @@ class PatchConfig:
     """Factor on the width at each stage."""
     queries: list[int] = field(default_factory=list)
     """[frames, tokens] of learnable queries; empty: the video's own tokens."""
-    values: Literal["key", "own"] = "key"
-    """Which projection makes the values; `key` is the released one."""
+    value_projection: Literal["shared", "separate"] = "shared"
+    """Which projection makes the values; `shared` is the official one: keys and values by one map."""
     neighborhood: Literal["chunks", "centered", "seconds", "global"] = "chunks"
     """N(k): which steps a frame sees."""
-    reach: float = 0.0
+    window_reach: float = 0.0
     """Of the neighbourhood: steps (centered) or seconds to either side (seconds)."""
     kernel: Literal["sdpa", "flash"] = "sdpa"
     """Attention kernel of the patch."""
@@ -90,9 +90,9 @@ class PatchConfig:
     """Weights of the side's encoder, for features that are made on the spot."""
     encoder_options: list[str] = field(default_factory=list)
     """The `key=value` options that the features were extracted with."""
-    init: str = ""
+    init_from: str = ""
     """Trained folder that this patch starts from: its patch of the same name, or the only one."""
-    train: bool = True
+    trainable: bool = True
     """Off keeps the patch as it starts."""
     weight: float = 1.0
     """Factor on what the patch adds; 0 switches it off."""
@@ -108,9 +108,9 @@ class LoraConfig:
     """Scale is alpha / r."""
     dropout: float = 0.05
     """On the input of the adapter."""
-    init: str = ""
+    init_from: str = ""
     """Trained folder whose LoRA is trained further."""
-    train: bool = True
+    trainable: bool = True
     """Off keeps LoRA as it starts."""
 
 
@@ -140,13 +140,13 @@ class DataConfig:
     """Questions to learn from."""
     eval_split: str = "test"
     """Questions to answer."""
-    mask: Literal["answers", "release"] = "answers"
+    labels: Literal["answers", "official"] = "answers"
     """Supervised tokens: the answers, or all that the released code did; for PPLLaVA what its text tower reads."""
     max_length: int = 32768
     """Longest sequence after the visual tokens are in; the end is cut."""
     sides: list[str] | None = None
     """The patches that this data feeds, by name; None: all of them."""
-    mix: dict[str, TaskConfig] = field(default_factory=dict)
+    mixture: dict[str, TaskConfig] = field(default_factory=dict)
     """Tasks to learn jointly, instead of `task`, `root` and `sides`."""
     video_tokens: str = ""
     """Folder of `pave extract video`, inside the data root unless absolute: no video is decoded or looked at again."""
@@ -167,16 +167,44 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     patch_lr: float | None = None
     """Learning rate of the patches; None takes the one of LoRA, train.learning_rate."""
-    teacher: str = ""
+    distill_from: str = ""
     """LanguageBind video tower that the learning parts of the base come to see like; for Video-Panda's first stages."""
     dpo_beta: float = 0.0
     """Above 0: learns which of two answers is better, by direct preference optimisation, instead of the answer."""
     train: dict[str, Any] = field(default_factory=dict)
-    """Overrides of the published training recipe (pave/train.py) and any other TrainingArguments."""
+    """Overrides of the published training recipe (pave/training/train.py) and any other TrainingArguments."""
 
 
-def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
-    """A Config from YAML and `key=value` overrides. Raises UserError with the nearest valid name."""
+RENAMED: Mapping[str, Mapping[str, str]] = {
+    "": {"teacher": "distill_from"},
+    "base": {"choice": "frame_sampling", "learn": "trainable", "init": "init_from"},
+    "sides": {
+        "dim": "side_dim",
+        "width": "hidden_dim",
+        "side_width": "side_hidden_dim",
+        "depth": "num_layers",
+        "values": "value_projection",
+        "reach": "window_reach",
+        "init": "init_from",
+        "train": "trainable",
+    },
+    "lora": {"init": "init_from", "train": "trainable"},
+    "data": {"mask": "labels", "mix": "mixture"},
+}
+"""Settings of version 0.1 by section: their present names. Folders of that version are read through this table."""
+RENAMED_VALUES: Mapping[str, Mapping[str, str]] = {
+    "frame_sampling": {"even": "uniform", "own": "native"},
+    "value_projection": {"key": "shared", "own": "separate"},
+    "labels": {"release": "official"},
+}
+"""Values of version 0.1 by the present name of their setting."""
+
+
+def load(path: Path | str, overrides: Sequence[str] = (), is_stored: bool = False) -> Config:
+    """A Config from YAML and `key=value` overrides; `is_stored` reads what an older version wrote, too.
+
+    Raises UserError with the nearest valid name, or with the present name of a setting of version 0.1.
+    """
     from omegaconf import OmegaConf
     from yaml import YAMLError
 
@@ -184,10 +212,38 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     if not path.is_file():
         raise UserError(f"{path}: no such config; the shipped ones are in configs/")
     try:
-        given = OmegaConf.load(path)
+        values = OmegaConf.load(path)
     except YAMLError as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    return _merge(Config, [(str(path), given), *_parsed(overrides)])
+
+    if is_stored:
+        values = OmegaConf.create(_upgrade(OmegaConf.to_container(values)))
+    return _merge(Config, [(str(path), values), *_parsed(overrides)])
+
+
+def _upgrade(values: Any) -> Any:
+    """The settings of a folder that version 0.1 wrote, under their present names and values."""
+    if not isinstance(values, dict):
+        return values
+    sides = values.get("sides") or {}
+    tables = {"base": values.get("base"), "lora": values.get("lora"), "data": values.get("data")}
+    upgraded = _renamed(values, "") | {
+        section: _renamed(table, section) for section, table in tables.items() if isinstance(table, dict)
+    }
+    if isinstance(sides, dict) and sides:
+        upgraded["sides"] = {
+            name: _renamed(table, "sides") if isinstance(table, dict) else table for name, table in sides.items()
+        }
+    return upgraded
+
+
+def _renamed(table: Mapping[str, Any], section: str) -> dict[str, Any]:
+    """One section under present names."""
+    renamed = {RENAMED[section].get(key, key): value for key, value in table.items()}
+    return {
+        key: RENAMED_VALUES.get(key, {}).get(value, value) if isinstance(value, str) else value
+        for key, value in renamed.items()
+    }
 
 
 def from_overrides(overrides: Sequence[str]) -> Config:
@@ -224,8 +280,7 @@ def _merge(schema: type[T], layers: Sequence[tuple[str, Any]]) -> T:
                 with read_write(merged):
                     merged.sides = {}
         except (ConfigKeyError, ConfigAttributeError) as error:
-            known = [f.name for f in dataclasses.fields(error.object_type)]  # type: ignore[arg-type]
-            raise UserError(f"{origin}: unknown key '{error.full_key}'; {nearest(str(error.key), known)}") from error
+            raise UserError(f"{origin}: {_explain_key(error)}") from error
         except ValidationError as error:
             raise UserError(f"{origin}: {_explain(error)}") from error
     config = OmegaConf.to_object(merged)
@@ -233,10 +288,23 @@ def _merge(schema: type[T], layers: Sequence[tuple[str, Any]]) -> T:
     return config
 
 
+def _explain_key(error: Any) -> str:
+    """One line about a setting that there is not: its present name, or the nearest one."""
+    section, _, _ = str(error.full_key).rpartition(".")
+    present = RENAMED.get(section.partition(".")[0], {}).get(str(error.key))
+    if present:
+        return f"'{error.full_key}' is now '{section}{'.' if section else ''}{present}'"
+    known = [f.name for f in dataclasses.fields(error.object_type)]
+    return f"unknown key '{error.full_key}'; {nearest(str(error.key), known)}"
+
+
 def _explain(error: Any) -> str:
     """One line of an OmegaConf ValidationError: key, value, what was expected."""
     text = str(error).splitlines()[0]
     if error.object_type is not None and error.full_key and isinstance(error.value, str):
+        present = RENAMED_VALUES.get(str(error.key), {}).get(error.value)
+        if present:
+            return f"'{error.full_key}={error.value}' is now '{present}'"
         hint = typing.get_type_hints(error.object_type).get(str(error.key))
         choices = [c for h in (hint, *typing.get_args(hint)) if typing.get_origin(h) is Literal for c in get_args(h)]
         if choices:
@@ -254,12 +322,13 @@ def dump(config: Config) -> str:
 def plugins(config: Config) -> dict[str, tuple[str, str]]:
     """Kind and name of each plugin that a config names, by setting."""
     sides = {f"sides.{name}.side": ("sides", side.side or name) for name, side in config.sides.items()}
-    mix = {f"data.mix.{name}.task": ("tasks", task.task or name) for name, task in config.data.mix.items()}
+    mix = {f"data.mixture.{name}.task": ("tasks", task.task or name) for name, task in config.data.mixture.items()}
     return {"base.name": ("bases", config.base.name), **sides, "data.task": ("tasks", config.data.task), **mix}
 
 
 def resolve(path: str) -> str:
-    """`asset:NAME` -> the folder or file inside the package; anything else as it is, with ~ expanded."""
+    """`asset:sideworld/NAME` -> what ships in pave/sideworld/assets; anything else as it is, with ~ expanded."""
     if path.startswith("asset:"):
-        return str(Path(__file__).parent / "assets" / path.removeprefix("asset:"))
+        package, _, name = path.removeprefix("asset:").partition("/")
+        return str(Path(__file__).parent / package / "assets" / name)
     return os.path.expanduser(path)

@@ -7,7 +7,7 @@ bash scripts/setup.sh
 PATH="$PWD/.venv/bin:$PATH"
 export TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 OUT=${1:-runs/quickstart} SEED=${2:-0}
-CONFIG=configs/sideworld_audio.yaml
+CONFIG=configs/sideworld/audio.yaml
 SECONDS=0
 
 echo "1/6 clips with sound"

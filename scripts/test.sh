@@ -21,5 +21,5 @@ if ! { [ -f "$STAMP" ] && cmp -s "$STAMP" pyproject.toml; }; then
 fi
 status=0
 .venv/bin/python -m pytest -n "$JOBS" "$@" || status=$?
-"$MORE/bin/python" -m pytest -n "$JOBS" --all tests/test_serve*.py tests/test_distributed.py -k "serve or zero" || status=$?
+"$MORE/bin/python" -m pytest -n "$JOBS" --all tests/unit/inference tests/end_to_end/test_server_*.py tests/end_to_end/test_distributed.py -k "server or web_page or zero" || status=$?
 exit "$status"

@@ -6,4 +6,4 @@ cd "$(dirname "$0")/.."
 bash scripts/setup.sh
 PATH="$PWD/.venv/bin:$PATH"
 PROCESSES=${PROCESSES:-$(python -c 'import torch; print(max(1, torch.cuda.device_count()))')}
-exec torchrun --standalone --nproc-per-node "$PROCESSES" -m pave.cli train "$@"
+exec torchrun --standalone --nproc-per-node "$PROCESSES" -m pave.cli.main.main train "$@"

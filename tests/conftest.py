@@ -1,14 +1,9 @@
-"""Shared by all tests: where the data is, which tests run, one thread a worker."""
+"""Shared by all tests: which of them run, and the tiny setup."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any, NamedTuple
-
 import pytest
-
-GOLDEN = Path(__file__).parent / "golden"
+from helpers.tiny_model import TinySetup, make_base, make_data
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -22,20 +17,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.skip(reason="slow: runs with --all"))
 
 
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text())
-
-
-class World(NamedTuple):
-    """Where the tiny base and the tiny data are."""
-
-    base: Path
-    data: Path
-
-
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    from tiny import make_base, make_data
-
+def tiny_setup(tmp_path_factory: pytest.TempPathFactory) -> TinySetup:
+    """A base with random weights and a handful of clips with made-up features."""
     folder = tmp_path_factory.mktemp("tiny")
-    return World(make_base(folder / "base"), make_data(folder / "data"))
+    return TinySetup(make_base(folder / "base"), make_data(folder / "data"))

@@ -15,9 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pave.encoders import imagebind_audio
-from pave.io import store
-from pave.io.audio import HOP, RATE, WINDOW, mel_windows, read_waveform, resample
+from pave.media import feature_files
+from pave.media.audio import HOP, RATE, WINDOW, mel_windows, read_waveform, resample
+from pave.models.encoders import imagebind_audio
 from pave.types import SideTokens, UserError
 
 DIM = 1024
@@ -59,11 +59,11 @@ def load(path: Path) -> SideTokens:
     """float32[K,1,C] from our feature file, or from an official .pt one, which states no times. UserError: unusable."""
     if path.suffix == ".pt":
         return _load_official(path)
-    return store.read(path, EXTRACTORS)
+    return feature_files.read(path, EXTRACTORS)
 
 
 def _load_official(path: Path) -> SideTokens:
-    x = store.read_torch(path)
+    x = feature_files.read_torch(path)
     if not isinstance(x, Tensor) or x.ndim not in (2, 3):
         found = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise UserError(f"{path}: holds {found}, expected a tensor (steps, width) or (steps, tokens, width)")

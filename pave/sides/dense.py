@@ -19,13 +19,13 @@ from typing import Literal
 import numpy as np
 import torch
 
-from pave.encoders import languagebind_video, siglip
-from pave.io import store
-from pave.io.frames import uniform
-from pave.io.video import read_frames
-from pave.nn import grid
-from pave.sides import _frames, _published
-from pave.sides._frames import Encoder
+from pave.media import feature_files
+from pave.media.frame_sampling import uniform
+from pave.media.video import read_frames
+from pave.models import pooling
+from pave.models.encoders import languagebind_video, siglip
+from pave.sides import _frame_features, _official_features
+from pave.sides._frame_features import Encoder
 from pave.types import Clip, SideTokens, UserError
 
 DIM = 1024
@@ -62,8 +62,8 @@ def load(path: Path) -> SideTokens:
     A class token is known by the count: without it the tokens of a frame are a square.
     """
     if path.suffix != ".pt":
-        return store.read(path, EXTRACTORS)
-    x = _published.read(
+        return feature_files.read(path, EXTRACTORS)
+    x = _official_features.read(
         path,
         lambda shape: len(shape) == 3 and (_is_square(shape[1]) or _is_square(shape[1] - 1)),
         "(steps, tokens, width) with a square number of tokens, or one more",
@@ -103,7 +103,7 @@ def _look(path: Path, options: Options, size: int, together: int) -> Clip:
 
 def encode(clip: Clip, encoder: Encoder, options: Options) -> SideTokens:
     """Tokens on the CPU, each frame's with its time."""
-    return _frames.encode(clip, encoder, partial(grid.average, edge=options.pool))
+    return _frame_features.encode(clip, encoder, partial(pooling.average, edge=options.pool))
 
 
 def _module(options: Options) -> ModuleType:

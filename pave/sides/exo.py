@@ -17,12 +17,12 @@ from pathlib import Path
 
 import torch
 
-from pave.encoders import siglip
-from pave.io import store
-from pave.io.frames import uniform
-from pave.io.video import read_frames
-from pave.nn import grid
-from pave.sides import _frames, _published
+from pave.media import feature_files
+from pave.media.frame_sampling import uniform
+from pave.media.video import read_frames
+from pave.models import pooling
+from pave.models.encoders import siglip
+from pave.sides import _frame_features, _official_features
 from pave.types import Clip, Item, SideTokens, UserError
 
 DIM = 1152
@@ -84,7 +84,7 @@ def _look(path: Path, frames: int, size: int) -> Clip:
 
 def encode(clip: Clip, encoder: siglip.Tower, options: Options) -> SideTokens:
     """Tokens of one view on the CPU, pooled as the base pools its own, each frame's with its time."""
-    return _frames.encode(clip, encoder, grid.halve)
+    return _frame_features.encode(clip, encoder, pooling.halve)
 
 
 def load(path: Path) -> SideTokens:
@@ -120,5 +120,5 @@ def _interleave(files: Sequence[Path], folder: Path) -> SideTokens:
 def _read(file: Path) -> SideTokens:
     """float32[T,P,C] of one view."""
     if file.suffix != ".pt":
-        return store.read(file, EXTRACTORS)
-    return SideTokens(_published.read(file, lambda shape: len(shape) == 3, "(steps, tokens, width)"))
+        return feature_files.read(file, EXTRACTORS)
+    return SideTokens(_official_features.read(file, lambda shape: len(shape) == 3, "(steps, tokens, width)"))

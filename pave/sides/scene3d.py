@@ -1,6 +1,6 @@
 """The 3D side: tokens of 32 views of a scene, each knowing where in the room its patch lies (LLaVA-3D's features).
 
-encode: a folder of posed RGB-D frames (pave/io/rgbd.py) -> SideTokens float[V,P,C], a step a view, no clock
+encode: a folder of posed RGB-D frames (pave/media/rgbd.py) -> SideTokens float[V,P,C], a step a view, no clock
 files:  <scene>.safetensors of ours: float[K,P,C]; or as published <scene>/video_features.pt: float[1,32*24*24,C],
         view by view, row by row, C = 1024
 """
@@ -18,9 +18,9 @@ import torch
 from PIL.Image import Resampling
 from torch import Tensor
 
-from pave.encoders import scene3d, siglip
-from pave.io import rgbd, store
-from pave.sides import _published
+from pave.media import feature_files, rgbd
+from pave.models.encoders import llava3d, siglip
+from pave.sides import _official_features
 from pave.types import Item, SideTokens, UserError
 
 DIM = 1024
@@ -78,9 +78,9 @@ def load(path: Path) -> SideTokens:
     if path.is_dir():
         path = path / FOLDER_FILE
     if path.suffix != ".pt":
-        return store.read(path, EXTRACTORS)
+        return feature_files.read(path, EXTRACTORS)
     shape = (1, VIEWS * TOKENS)
-    x = _published.read(path, lambda found: len(found) == 3 and found[:2] == shape, f"(1, {shape[1]}, width)")
+    x = _official_features.read(path, lambda found: len(found) == 3 and found[:2] == shape, f"(1, {shape[1]}, width)")
     return SideTokens(x[0].unflatten(0, (VIEWS, TOKENS)))
 
 
@@ -89,22 +89,22 @@ def find(source: Path) -> list[Item]:
     return rgbd.find(source)
 
 
-def build(weights: Path, options: Options, device: torch.device) -> scene3d.Encoder:
+def build(weights: Path, options: Options, device: torch.device) -> llava3d.Encoder:
     """The encoder from a CLIP or base folder and, by option, LLaVA-3D's weights. UserError: not these, other widths."""
     if options.views < 1 or options.depth_scale < 0:
         raise UserError(f"views={options.views} depth_scale={options.depth_scale}: expected at least 1 and at least 0")
-    tower = siglip.load(weights) if options.tower == "base" else scene3d.load_clip(weights)
+    tower = siglip.load(weights) if options.tower == "base" else llava3d.load_clip(weights)
     width = tower.hf.config.hidden_size
     if not options.position:
-        return scene3d.Encoder(tower, scene3d.PositionWaves(width)).to(device)
+        return llava3d.Encoder(tower, llava3d.PositionWaves(width)).to(device)
     path = Path(options.position).expanduser()
-    position = scene3d.load_position(path)
+    position = llava3d.load_position(path)
     if position.width != width:
         raise UserError(f"{path}: for tokens {position.width} wide, the tower in {weights} gives {width}")
-    return scene3d.Encoder(tower, position).to(device)
+    return llava3d.Encoder(tower, position).to(device)
 
 
-def reader(encoder: scene3d.Encoder, options: Options) -> Callable[[Path], Views]:
+def reader(encoder: llava3d.Encoder, options: Options) -> Callable[[Path], Views]:
     """From the folder of a scene to its views. UserError: something of it is missing, damaged or of another kind."""
     alignments = rgbd.read_alignments(Path(options.infos).expanduser()) if options.infos else None
     return partial(read, size=encoder.size, patch=encoder.patch, options=options, alignments=alignments)
@@ -130,13 +130,13 @@ def read(
                 f"{color.width}x{color.height}; give intrinsics of the depth camera beside {lens.file.name}"
             )
         picture = depth.size if lens.of_depth else color.size
-        pictures.append(scene3d.crop(color, size, Resampling.BICUBIC))
-        depths.append(scene3d.crop(depth, size, Resampling.NEAREST))
-        lenses.append(scene3d.crop_intrinsic(lens.matrix, picture, size))
+        pictures.append(llava3d.crop(color, size, Resampling.BICUBIC))
+        depths.append(llava3d.crop(depth, size, Resampling.NEAREST))
+        lenses.append(llava3d.crop_intrinsic(lens.matrix, picture, size))
         poses.append(align @ frame.pose)
     metres = torch.from_numpy(np.stack(depths).astype(np.float32)) / scale
     intrinsic, pose = (torch.from_numpy(np.stack(matrices)).float() for matrices in (lenses, poses))
-    xyz = scene3d.unproject(metres, intrinsic, pose, pixels)
+    xyz = llava3d.unproject(metres, intrinsic, pose, pixels)
     holes = (metres[:, pixels][:, :, pixels] == 0).float().mean().item()
     if holes == 1:
         raise UserError(f"{folder}: no depth in any of its {len(chosen)} views; export the depth pictures again")
@@ -168,7 +168,7 @@ def note(views: Views) -> str:
 
 
 @torch.no_grad()
-def encode(views: Views, encoder: scene3d.Encoder, options: Options) -> SideTokens:
+def encode(views: Views, encoder: llava3d.Encoder, options: Options) -> SideTokens:
     """Tokens on the CPU, a step a view; there is no clock."""
     parts = zip(views.pictures.split(BATCH), views.xyz.split(BATCH))
     x = torch.cat([encoder(pictures, xyz).cpu() for pictures, xyz in parts])

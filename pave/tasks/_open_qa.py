@@ -1,4 +1,4 @@
-"""What benchmarks with free answers share: their files, and scores by a judge's verdicts (pave/judge.py)."""
+"""What benchmarks with free answers share: their files, and scores by a judge's verdicts (pave/evaluation/judge.py)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pave.metrics.judge_words import QA
-from pave.metrics.judged import Case, Judged, Verdict
-from pave.metrics.match import counts, share
-from pave.tasks import _read
+from pave.tasks import _annotations
+from pave.tasks.metrics.exact_match import counts, share
+from pave.tasks.metrics.judge_prompts import QA
+from pave.tasks.metrics.judge_verdicts import Case, Judged, Verdict
 from pave.types import Prediction, Question, UserError
 
 SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".gif")
@@ -36,7 +36,7 @@ def place(root: Path, folder: str, suffix: str) -> Place:
 
 def first_word(record: Any) -> str:
     """The group of a question."""
-    word = _read.field(record, "question", str).lower().partition(" ")[0]
+    word = _annotations.field(record, "question", str).lower().partition(" ")[0]
     return word if word in FIRST else ""
 
 
@@ -47,19 +47,22 @@ def paired(questions: Path, answers: Path, where: Place, group: Callable[[Any], 
     """
 
     def question(raw: Any) -> Iterable[Question]:
-        text, name = _read.field(raw, "question", str), _read.ident(raw, "video_name")
-        yield Question(_read.ident(raw, "question_id"), where(name), text, (), first_word(raw))
+        text, name = _annotations.field(raw, "question", str), _annotations.ident(raw, "video_name")
+        yield Question(_annotations.ident(raw, "question_id"), where(name), text, (), first_word(raw))
 
     def answer(raw: Any) -> Iterable[tuple[str, str, str]]:
-        text = _read.ident(raw, "answer")
-        yield text, _read.ident(raw, "question_id") if "question_id" in raw else "", group(raw) if group else ""
+        text = _annotations.ident(raw, "answer")
+        yield text, _annotations.ident(raw, "question_id") if "question_id" in raw else "", group(raw) if group else ""
 
-    asked, right = _read.records(questions, _read.rows, question), _read.records(answers, _read.rows, answer)
+    asked, right = (
+        _annotations.records(questions, _annotations.rows, question),
+        _annotations.records(answers, _annotations.rows, answer),
+    )
     other = [i for i, (q, (_, qid, _)) in enumerate(zip(asked, right), start=1) if qid not in ("", q.qid)]
     if other or len(asked) != len(right):
         what = f"record {other[0]} is about another question" if other else f"{len(right)} answers to {len(asked)}"
         raise UserError(f"{answers}: {what}, compared with {questions.name}; download both again")
-    return _read.numbered(
+    return _annotations.numbered(
         [replace(q, answers=(text,), group=kind if group else q.group) for q, (text, _, kind) in zip(asked, right)]
     )
 
@@ -72,12 +75,12 @@ def single(file: Path, where: Place, name: Callable[[str], str]) -> list[Questio
 
     def question(raw: Any) -> Iterable[Question]:
         named = next((key for key in ("video_name", "video") if key in raw), None) if isinstance(raw, dict) else None
-        video = _read.field(raw, named, str) if named else name(_read.ident(raw, "video_id"))
-        qid = _read.ident(raw, "question_id" if "question_id" in raw else "id")
-        answer = _read.ident(raw, "answer")
-        yield Question(qid, where(video), _read.field(raw, "question", str), (answer,), first_word(raw))
+        video = _annotations.field(raw, named, str) if named else name(_annotations.ident(raw, "video_id"))
+        qid = _annotations.ident(raw, "question_id" if "question_id" in raw else "id")
+        answer = _annotations.ident(raw, "answer")
+        yield Question(qid, where(video), _annotations.field(raw, "question", str), (answer,), first_word(raw))
 
-    return _read.numbered(_read.records(file, _read.rows, question))
+    return _annotations.numbered(_annotations.records(file, _annotations.rows, question))
 
 
 def prompt(question: Question) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pave.tasks import _open_qa, _read
+from pave.tasks import _annotations, _open_qa
 from pave.tasks._open_qa import about as about
 from pave.tasks._open_qa import cases as cases
 from pave.tasks._open_qa import chance as chance
@@ -31,13 +31,13 @@ TYPES = ("motion", "spatial", "temporal", "yes/no", "color", "object", "location
 
 def load(split: str, root: Path) -> list[Question]:
     """All questions of a split; the group is the authors' type. Raises UserError."""
-    file = _read.annotation("activitynet_qa", split, FILES, root)
+    file = _annotations.annotation("activitynet_qa", split, FILES, root)
     where = _open_qa.place(root, f"all_{split}", ".mp4")
     return _open_qa.paired(file, root / f"{split}_a.json", lambda name: where(f"v_{name.removeprefix('v_')}"), _type)
 
 
 def _type(raw: Any) -> str:
-    number = _read.field(raw, "type", int)
+    number = _annotations.field(raw, "type", int)
     if number not in range(len(TYPES)):
         raise ValueError(f"has the type {number}, expected 0 to {len(TYPES) - 1}")
     return TYPES[number]

@@ -15,9 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pave.metrics.choice import strict
-from pave.metrics.match import counts, share
-from pave.tasks import _prepare, _read
+from pave.tasks import _annotations, _official_files
+from pave.tasks.metrics.exact_match import counts, share
+from pave.tasks.metrics.multiple_choice import strict
 from pave.types import Prediction, Question
 
 FILES = {
@@ -37,9 +37,9 @@ HEAD = (
 
 def load(split: str, root: Path) -> list[Question]:
     """All questions of a split; the group is the question's type. Raises UserError."""
-    file = _read.annotation("avqa", split, FILES, root)
-    make = partial(_read.prepared, _video) if split == "train_prepared" else _question
-    return _read.numbered(_read.records(file, _read.rows, make))
+    file = _annotations.annotation("avqa", split, FILES, root)
+    make = partial(_annotations.prepared, _video) if split == "train_prepared" else _question
+    return _annotations.numbered(_annotations.records(file, _annotations.rows, make))
 
 
 def _video(name: str) -> str:
@@ -47,17 +47,17 @@ def _video(name: str) -> str:
 
 
 def _question(raw: Any) -> Iterable[Question]:
-    options = _read.texts(raw, "multi_choice")
-    answer = _read.field(raw, "answer", int)
+    options = _annotations.texts(raw, "multi_choice")
+    answer = _annotations.field(raw, "answer", int)
     if len(options) != len(LETTERS) or answer not in range(len(LETTERS)):
         raise ValueError(f"has {len(options)} options and answer {answer}, expected four and 0 to 3")
-    lines = [_read.field(raw, "question_text", str), *(f"{name}.{text}" for name, text in zip(LETTERS, options))]
+    lines = [_annotations.field(raw, "question_text", str), *(f"{name}.{text}" for name, text in zip(LETTERS, options))]
     yield Question(
-        qid=_read.ident(raw, "id"),
-        video=_video(_read.field(raw, "video_name", str)),
+        qid=_annotations.ident(raw, "id"),
+        video=_video(_annotations.field(raw, "video_name", str)),
         text="\n".join(lines),
         answers=(LETTERS[answer],),
-        group=_read.field(raw, "question_type", str),
+        group=_annotations.field(raw, "question_type", str),
     )
 
 
@@ -111,12 +111,14 @@ def prepare(raw: Path, out: Path) -> list[str]:
     """Training records, and links to the VGGSound clips, found anywhere below `raw`, that the annotations name."""
 
     def train() -> list[str]:
-        records = _prepare.instruct(load("train", raw), prompt, lambda video: video.stem)
-        return [_prepare.write(out / FILES["train_prepared"], [r | {"id": int(r["id"])} for r in records])]
+        records = _official_files.instruct(load("train", raw), prompt, lambda video: video.stem)
+        return [_official_files.write(out / FILES["train_prepared"], [r | {"id": int(r["id"])} for r in records])]
 
     def select(split: str) -> list[str]:
         names = sorted({Path(q.video).name for q in load(split, raw)})
-        return [_prepare.link(clips, names, out / "video", out / f"avqa_missing_{split}.json")]
+        return [_official_files.link(clips, names, out / "video", out / f"avqa_missing_{split}.json")]
 
     clips = {file.name: file for file in raw.rglob("*.mp4")}
-    return _prepare.every(raw, FILES, {"train": lambda: [*train(), *select("train")], "val": lambda: select("val")})
+    return _official_files.every(
+        raw, FILES, {"train": lambda: [*train(), *select("train")], "val": lambda: select("val")}
+    )

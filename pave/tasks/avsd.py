@@ -22,9 +22,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pave.metrics import captions
-from pave.metrics.match import counts
-from pave.tasks import _prepare, _read
+from pave.tasks import _annotations, _official_files
+from pave.tasks.metrics import captions
+from pave.tasks.metrics.exact_match import counts
 from pave.types import Prediction, Question
 
 FILES = {
@@ -44,11 +44,13 @@ HIDDEN = "__UNDISCLOSED__"
 
 def load(split: str, root: Path) -> list[Question]:
     """The dialogs of a split, cut into conversations of five rounds for training. Raises UserError."""
-    file = _read.annotation("avsd", split, FILES, root)
+    file = _annotations.annotation("avsd", split, FILES, root)
     if split == "train_prepared":
-        return _read.numbered(_read.records(file, _read.rows, partial(_read.prepared, "Charades_v1_480/{}".format)))
+        return _annotations.numbered(
+            _annotations.records(file, _annotations.rows, partial(_annotations.prepared, "Charades_v1_480/{}".format))
+        )
     unpack, make = (_by_video, _conversations) if split == "train" else (_dialogs, _last_round)
-    return _read.numbered(_read.records(file, unpack, make))
+    return _annotations.numbered(_annotations.records(file, unpack, make))
 
 
 def _by_video(data: Any) -> list[tuple[str, Any]]:
@@ -58,12 +60,12 @@ def _by_video(data: Any) -> list[tuple[str, Any]]:
 
 
 def _dialogs(data: Any) -> list[Any]:
-    return _read.field(data, "dialogs", list)
+    return _annotations.field(data, "dialogs", list)
 
 
 def _conversations(record: tuple[str, Any]) -> Iterable[Question]:
     video, dialog = record
-    rounds = [_round(raw) for raw in _read.field(dialog, "data", list)]
+    rounds = [_round(raw) for raw in _annotations.field(dialog, "data", list)]
     # Quirk: rounds beyond the last whole five are not learnt, and no conversation knows those before it.
     for chunk in range(len(rounds) // CHUNK):
         *history, (question, answer) = rounds[chunk * CHUNK : (chunk + 1) * CHUNK]
@@ -71,22 +73,22 @@ def _conversations(record: tuple[str, Any]) -> Iterable[Question]:
 
 
 def _last_round(record: Any) -> Iterable[Question]:
-    video = _read.field(record, "image_id", str)
-    rounds = _read.field(record, "dialog", list)
+    video = _annotations.field(record, "image_id", str)
+    rounds = _annotations.field(record, "dialog", list)
     if not rounds:
         raise ValueError("has an empty dialog")
     last = rounds[-1]
     many = isinstance(last, dict) and isinstance(last.get("answer"), list)
-    answers = _read.texts(last, "answer") if many else (_read.field(last, "answer", str),)
+    answers = _annotations.texts(last, "answer") if many else (_annotations.field(last, "answer", str),)
     if HIDDEN in answers:
         raise ValueError(f"has the answer {HIDDEN}: this is a file without answers")
     history = tuple(_round(raw) for raw in rounds[:-1])
     video_file = f"Charades_vu17_test_480/{video}.mp4"
-    yield Question(video, video_file, _read.field(last, "question", str), answers, history=history)
+    yield Question(video, video_file, _annotations.field(last, "question", str), answers, history=history)
 
 
 def _round(raw: Any) -> tuple[str, str]:
-    return _read.field(raw, "question", str), _read.field(raw, "answer", str)
+    return _annotations.field(raw, "question", str), _annotations.field(raw, "answer", str)
 
 
 def prompt(question: Question) -> str:
@@ -141,15 +143,15 @@ def prepare(raw: Path, out: Path) -> list[str]:
     """Training records, and the last answers in the form of COCO captions, as the release scores them."""
 
     def train() -> list[str]:
-        records = _prepare.instruct(load("train", raw), prompt, lambda video: video.name)
-        return [_prepare.write(out / FILES["train_prepared"], records)]
+        records = _official_files.instruct(load("train", raw), prompt, lambda video: video.name)
+        return [_official_files.write(out / FILES["train_prepared"], records)]
 
     def test() -> list[str]:
         file = out / "avsd_test_coco.json"
         gold = coco(load("test", raw), {"info": {}, "licenses": [], "type": "captions"})
-        return [_prepare.write(file, gold, len(gold["annotations"]))]
+        return [_official_files.write(file, gold, len(gold["annotations"]))]
 
-    return _prepare.every(raw, FILES, {"train": train, "test": test})
+    return _official_files.every(raw, FILES, {"train": train, "test": test})
 
 
 PICTURE = {

@@ -22,8 +22,8 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pave.metrics.match import counts, macro, share
-from pave.tasks import _prepare, _read
+from pave.tasks import _annotations, _official_files
+from pave.tasks.metrics.exact_match import counts, macro, share
 from pave.types import Prediction, Question
 
 WAYS = ("", "_action", "_short")
@@ -54,25 +54,27 @@ EXAMPLE = " Example Output: Early Expert"
 
 def load(split: str, root: Path) -> list[Question]:
     """All takes of a split; the group is the scenario. Raises UserError."""
-    file = _read.annotation("egoexo", split, FILES, root)
+    file = _annotations.annotation("egoexo", split, FILES, root)
     if split == "train_prepared":
-        return _read.numbered(_read.records(file, _read.rows, _prepared))
-    return _read.numbered(_read.records(file, _takes, partial(_question, split.partition("_")[2])))
+        return _annotations.numbered(_annotations.records(file, _annotations.rows, _prepared))
+    return _annotations.numbered(_annotations.records(file, _takes, partial(_question, split.partition("_")[2])))
 
 
 def _takes(data: Any) -> list[Any]:
-    return _read.field(data, "annotations", list)
+    return _annotations.field(data, "annotations", list)
 
 
 def _question(way: str, raw: Any) -> Iterable[Question]:
-    level = _read.field(raw, "proficiency_score", str)
+    level = _annotations.field(raw, "proficiency_score", str)
     if level not in LEVELS:
         raise ValueError(f"has the level '{level}', expected one of {', '.join(LEVELS)}")
-    ego = PurePosixPath(_read.field(_read.field(raw, "video_paths", dict), "ego", str))
-    scenario = _read.field(raw, "scenario_name", str)
-    named = f": {scenario}, and the task name is: {_read.field(raw, 'task_name', str)}" if way == "action" else ""
+    ego = PurePosixPath(_annotations.field(_annotations.field(raw, "video_paths", dict), "ego", str))
+    scenario = _annotations.field(raw, "scenario_name", str)
+    named = (
+        f": {scenario}, and the task name is: {_annotations.field(raw, 'task_name', str)}" if way == "action" else ""
+    )
     yield Question(
-        qid=_read.field(raw, "take_uid", str),
+        qid=_annotations.field(raw, "take_uid", str),
         video=str(ego.parent / "downscaled/448" / ego.name),
         text=HEAD + named + TASK + (SHORT if way == "short" else LONG) + EXAMPLE,
         answers=(level,),
@@ -82,7 +84,7 @@ def _question(way: str, raw: Any) -> Iterable[Question]:
 
 
 def _prepared(raw: Any) -> Iterable[Question]:
-    (question,) = _read.prepared(str, raw)
+    (question,) = _annotations.prepared(str, raw)
     yield replace(question, features=str(PurePosixPath(question.video).parent))
 
 
@@ -150,7 +152,7 @@ def prepare(raw: Path, out: Path) -> list[str]:
     """Training records, with the published prompt."""
 
     def train() -> list[str]:
-        records = _prepare.instruct(load("train", raw), prompt, str)
-        return [_prepare.write(out / FILES["train_prepared"], records)]
+        records = _official_files.instruct(load("train", raw), prompt, str)
+        return [_official_files.write(out / FILES["train_prepared"], records)]
 
-    return _prepare.every(raw, FILES, {"train": train})
+    return _official_files.every(raw, FILES, {"train": train})

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pave.tasks import _prepare, _read
+from pave.tasks import _annotations, _official_files
 from pave.tasks._learnt import chance as chance
 from pave.tasks._learnt import prompt as prompt
 from pave.tasks._learnt import score as score
@@ -36,20 +36,20 @@ def load(split: str, root: Path) -> list[Question]:
     found: list[Question] = []
     for folder in FOLDERS:
         files = {"train": f"{folder}_v0_1/{folder}_oe_v0_1_qa_processed.json"}
-        file = _read.annotation("llava_video", split, files, root)
+        file = _annotations.annotation("llava_video", split, files, root)
         seen: Counter[str] = Counter()
-        for question in _read.records(file, _read.rows, partial(_question, f"{folder}_v0_1")):
+        for question in _annotations.records(file, _annotations.rows, partial(_question, f"{folder}_v0_1")):
             seen[question.qid] += 1
             if seen[question.qid] <= PER_VIDEO:
                 found.append(question)
-    return _read.numbered(found)
+    return _annotations.numbered(found)
 
 
 def _question(folder: str, raw: Any) -> Iterable[Question]:
-    *history, (question, answer) = ((q.strip(), a.strip()) for q, a in _read.turns(raw))
-    video = _read.field(raw, "video", str)
+    *history, (question, answer) = ((q.strip(), a.strip()) for q, a in _annotations.turns(raw))
+    video = _annotations.field(raw, "video", str)
     yield Question(
-        qid=_read.ident(raw, "id"),
+        qid=_annotations.ident(raw, "id"),
         video=f"{folder}/{video}",
         text=question,
         answers=(answer,),
@@ -68,14 +68,18 @@ def prepare(raw: Path, out: Path) -> list[str]:
     lines = []
     for folder in FOLDERS:
         name = f"{folder}_v0_1/{folder}_oe_v0_1_qa_processed"
-        file = _read.annotation("llava_video", "train", {"train": f"{name}.json"}, raw)
+        file = _annotations.annotation("llava_video", "train", {"train": f"{name}.json"}, raw)
         seen: Counter[str] = Counter()
-        lines.append(_prepare.write(out / f"{name}_2pv.json", _read.records(file, _read.rows, partial(_first, seen))))
+        lines.append(
+            _official_files.write(
+                out / f"{name}_2pv.json", _annotations.records(file, _annotations.rows, partial(_first, seen))
+            )
+        )
     return lines
 
 
 def _first(seen: Counter[str], raw: Any) -> Iterable[Any]:
-    video = _read.ident(raw, "id")
+    video = _annotations.ident(raw, "id")
     seen[video] += 1
     if seen[video] <= PER_VIDEO:
         yield raw

@@ -24,9 +24,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pave.metrics import choice
-from pave.metrics.match import counts, macro, share
-from pave.tasks import _read
+from pave.tasks import _annotations
+from pave.tasks.metrics import multiple_choice
+from pave.tasks.metrics.exact_match import counts, macro, share
 from pave.types import Prediction, Question
 
 DEV = ("plotQA", "needle", "ego", "count", "order", "anomaly_reco", "topic_reasoning")
@@ -48,25 +48,31 @@ NOBODY = "@"
 
 def load(split: str, root: Path) -> list[Question]:
     """All multiple-choice questions; the group is the task. Raises UserError."""
-    file = _read.annotation("mlvu", split, FILES, root)
+    file = _annotations.annotation("mlvu", split, FILES, root)
     if split.endswith("_packed"):
-        return _read.numbered(_read.records(file, _read.rows, _packed))
+        return _annotations.numbered(_annotations.records(file, _annotations.rows, _packed))
     if split == "test":
-        return _read.numbered(_read.records(file, _read.rows, partial(_question, "video")))
+        return _annotations.numbered(_annotations.records(file, _annotations.rows, partial(_question, "video")))
     found: list[Question] = []
     for i, name in enumerate(DEV, start=1):
-        found += _read.records(root / f"json/{i}_{name}.json", _read.rows, partial(_question, f"video/{i}_{name}"))
-    return _read.numbered(found)
+        found += _annotations.records(
+            root / f"json/{i}_{name}.json", _annotations.rows, partial(_question, f"video/{i}_{name}")
+        )
+    return _annotations.numbered(found)
 
 
 def _question(folder: str, raw: Any) -> Iterable[Question]:
     options = _options(raw)
-    answer = _read.field(raw, "answer", str)
+    answer = _annotations.field(raw, "answer", str)
     # Quirk: of equal candidates the last is right.
     letter = next((name for name, text in zip(LETTERS[::-1], _padded(options)[::-1]) if text == answer), NOBODY)
-    video, task = _read.field(raw, "video", str), _read.field(raw, "question_type", str)
-    lines = [_read.field(raw, "question", str), *(f"({name}) {text}" for name, text in zip(LETTERS, options))]
-    qid = _read.ident(raw, "question_id") if "question_id" in raw else f"{NAMES.get(task, task)}/{Path(video).stem}"
+    video, task = _annotations.field(raw, "video", str), _annotations.field(raw, "question_type", str)
+    lines = [_annotations.field(raw, "question", str), *(f"({name}) {text}" for name, text in zip(LETTERS, options))]
+    qid = (
+        _annotations.ident(raw, "question_id")
+        if "question_id" in raw
+        else f"{NAMES.get(task, task)}/{Path(video).stem}"
+    )
     yield Question(qid, f"{folder}/{video}", "\n".join(lines), (letter, answer), NAMES.get(task, task))
 
 
@@ -75,8 +81,8 @@ def _padded(options: Sequence[str]) -> list[str | None]:
 
 
 def _packed(raw: Any) -> Iterable[Question]:
-    options, text = _options(raw), _read.field(raw, "question", str)
-    answer, task = _read.field(raw, "answer", str), _read.field(raw, "task_type", str)
+    options, text = _options(raw), _annotations.field(raw, "question", str)
+    answer, task = _annotations.field(raw, "answer", str), _annotations.field(raw, "task_type", str)
     if answer not in tuple(LETTERS[: len(options)]):
         raise ValueError(f"has the answer '{answer}', expected one of {', '.join(LETTERS[: len(options)])}")
     lost = [option for option in options if option not in text]
@@ -84,12 +90,16 @@ def _packed(raw: Any) -> Iterable[Question]:
         raise ValueError(f"has a question without the option '{lost[0]:.40}', expected all of them in it")
     answers = (answer, options[LETTERS.index(answer)])
     yield Question(
-        _read.ident(raw, "question_id"), _read.field(raw, "video_name", str), text, answers, NAMES.get(task, task)
+        _annotations.ident(raw, "question_id"),
+        _annotations.field(raw, "video_name", str),
+        text,
+        answers,
+        NAMES.get(task, task),
     )
 
 
 def _options(raw: Any) -> tuple[str, ...]:
-    options = _read.texts(raw, "candidates")
+    options = _annotations.texts(raw, "candidates")
     if len(options) > len(LETTERS):
         raise ValueError(f"has {len(options)} candidates, expected at most {len(LETTERS)}")
     return options
@@ -114,10 +124,10 @@ def score(pairs: Iterable[tuple[Question, Prediction | None]]) -> dict[str, floa
     gold = [q.answers[0] for q, _ in pairs]
     tasks = [q.group for q, _ in pairs]
     names = sorted(set(tasks))
-    read = [choice.strict(text or "", LETTERS) for text in said]
+    read = [multiple_choice.strict(text or "", LETTERS) for text in said]
     extracted = {
-        "accuracy": [choice.mlvu(text or "") for text in said],
-        "accuracy_mcq": [choice.mcq(text or "", LETTERS) for text in said],
+        "accuracy": [multiple_choice.mlvu(text or "") for text in said],
+        "accuracy_mcq": [multiple_choice.mcq(text or "", LETTERS) for text in said],
         "strict": read,
     }
     found: dict[str, float] = {}

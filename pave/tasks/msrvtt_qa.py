@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pave.tasks import _open_qa, _read
+from pave.tasks import _annotations, _open_qa
 from pave.tasks._open_qa import about as about
 from pave.tasks._open_qa import cases as cases
 from pave.tasks._open_qa import chance as chance
@@ -33,7 +33,7 @@ EXPECTED = {"test": 72821, "test_qa": 72821, "val_qa": 12278, "train_qa": 158581
 
 def load(split: str, root: Path) -> list[Question]:
     """All questions of a split; the group is the first word of a question. Raises UserError."""
-    file = _read.annotation("msrvtt_qa", split, FILES, root)
+    file = _annotations.annotation("msrvtt_qa", split, FILES, root)
     where = _open_qa.place(root, "videos/all", ".mp4")
     if split == "test":
         return _open_qa.paired(file, root / "test_a.json", where)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pave.tasks import _open_qa, _read
+from pave.tasks import _annotations, _open_qa
 from pave.tasks._open_qa import about as about
 from pave.tasks._open_qa import cases as cases
 from pave.tasks._open_qa import chance as chance
@@ -36,7 +36,7 @@ NAMES = "youtube_mapping.txt"
 
 def load(split: str, root: Path) -> list[Question]:
     """All questions of a split; the group is the first word of a question. Raises UserError."""
-    file = _read.annotation("msvd_qa", split, FILES, root)
+    file = _annotations.annotation("msvd_qa", split, FILES, root)
     where = _open_qa.place(root, "videos", ".avi")
     if split == "test":
         return _open_qa.paired(file, root / "test_a.json", where)

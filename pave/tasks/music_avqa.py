@@ -19,8 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pave.metrics.match import counts, plain, share
-from pave.tasks import _prepare, _read
+from pave.tasks import _annotations, _official_files
+from pave.tasks.metrics.exact_match import counts, plain, share
 from pave.types import Prediction, Question
 
 PARTS = ("train", "val", "test")
@@ -48,11 +48,13 @@ CLASSES = re.findall(
 
 def load(split: str, root: Path) -> list[Question]:
     """All questions of a split; the group is `modality type`, as `Audio Counting`. Raises UserError."""
-    file = _read.annotation("music_avqa", split, FILES, root)
+    file = _annotations.annotation("music_avqa", split, FILES, root)
     if split.endswith("prepared"):
-        return _read.numbered(_read.records(file, _read.rows, partial(_read.prepared, _video)))
+        return _annotations.numbered(
+            _annotations.records(file, _annotations.rows, partial(_annotations.prepared, _video))
+        )
     make = _twice_if_heard if split.startswith("train") else _question
-    return _read.numbered(_read.records(file, _read.rows, make))
+    return _annotations.numbered(_annotations.records(file, _annotations.rows, make))
 
 
 def _video(name: str) -> str:
@@ -63,10 +65,10 @@ def _video(name: str) -> str:
 def _question(raw: Any) -> list[Question]:
     return [
         Question(
-            qid=_read.ident(raw, "question_id"),
-            video=_video(_read.field(raw, "video_id", str)),
-            text=fill(_read.field(raw, "question_content", str), _texts(raw, "templ_values")),
-            answers=(_read.field(raw, "anser", str),),
+            qid=_annotations.ident(raw, "question_id"),
+            video=_video(_annotations.field(raw, "video_id", str)),
+            text=fill(_annotations.field(raw, "question_content", str), _texts(raw, "templ_values")),
+            answers=(_annotations.field(raw, "anser", str),),
             group=" ".join(_texts(raw, "type")),
         )
     ]
@@ -90,7 +92,7 @@ def fill(text: str, values: Sequence[str]) -> str:
 
 def _texts(raw: Any, name: str) -> list[str]:
     """A list of texts, which the files hold as a text of JSON."""
-    text = _read.field(raw, name, str)
+    text = _annotations.field(raw, name, str)
     try:
         found = json.loads(text)
     except json.JSONDecodeError:
@@ -166,7 +168,7 @@ def prepare(raw: Path, out: Path) -> list[str]:
     """Training records of both versions of the annotations, what asks for the sound twice."""
 
     def make(split: str) -> list[str]:
-        records = _prepare.instruct(load(split, raw), prompt, lambda video: video.stem)
-        return [_prepare.write(out / FILES[f"{split}_prepared"], [r | {"id": int(r["id"])} for r in records])]
+        records = _official_files.instruct(load(split, raw), prompt, lambda video: video.stem)
+        return [_official_files.write(out / FILES[f"{split}_prepared"], [r | {"id": int(r["id"])} for r in records])]
 
-    return _prepare.every(raw, FILES, {split: partial(make, split) for split in ("train", "train_original")})
+    return _official_files.every(raw, FILES, {split: partial(make, split) for split in ("train", "train_original")})

@@ -16,9 +16,9 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pave.metrics import choice
-from pave.metrics.match import counts, macro, share
-from pave.tasks import _read
+from pave.tasks import _annotations
+from pave.tasks.metrics import multiple_choice
+from pave.tasks.metrics.exact_match import counts, macro, share
 from pave.types import Prediction, Question
 
 TASKS = {
@@ -52,27 +52,30 @@ LETTERS = "ABCDE"
 def load(split: str, root: Path) -> list[Question]:
     """All questions, or those of one task; the group is the task. Raises UserError."""
     files = {name: f"json/{name}.json" for name in SPLITS}
-    _read.annotation("mvbench", split, files, root)
+    _annotations.annotation("mvbench", split, files, root)
     found: list[Question] = []
     for name in TASKS if split == "test" else [split]:
-        file = _read.annotation("mvbench", name, files, root)
-        found += _read.records(file, _read.rows, partial(_question, name, Counter()))
+        file = _annotations.annotation("mvbench", name, files, root)
+        found += _annotations.records(file, _annotations.rows, partial(_question, name, Counter()))
     return found
 
 
 def _question(task: str, seen: Counter[str], raw: Any) -> Iterable[Question]:
-    options = _read.texts(raw, "candidates")
-    answer = _read.field(raw, "answer", str)
+    options = _annotations.texts(raw, "candidates")
+    answer = _annotations.field(raw, "answer", str)
     if len(options) > len(LETTERS) or answer not in options:
         raise ValueError(f"has {len(options)} candidates, answer '{answer:.40}'; expected at most five with the answer")
-    video = _read.field(raw, "video", str)
+    video = _annotations.field(raw, "video", str)
     # Quirk: of equal candidates the first is right.
     lines = [f"({name}) {text}\n" for name, text in zip(LETTERS, options)]
     seen[task] += 1
     yield Question(
         qid=f"{task}/{seen[task] - 1}",
         video=f"{TASKS[task]}/{video}",
-        text=f"Question:{_read.field(raw, 'question', str)}\nOption:\n{''.join(lines)}Only give the best option.\n",
+        text=(
+            f"Question:{_annotations.field(raw, 'question', str)}\n"
+            f"Option:\n{''.join(lines)}Only give the best option.\n"
+        ),
         answers=(LETTERS[options.index(answer)], answer),
         group=task,
         features=str(PurePosixPath(TASKS[task]) / PurePosixPath(video).stem),
@@ -98,9 +101,9 @@ def score(pairs: Iterable[tuple[Question, Prediction | None]]) -> dict[str, floa
     said = [None if p is None else p.text for _, p in pairs]
     gold = [q.answers[0] for q, _ in pairs]
     tasks = [q.group for q, _ in pairs]
-    right = [text is not None and choice.mvbench(text) == answer for text, answer in zip(said, gold)]
-    read = [choice.strict(text or "", LETTERS) for text in said]
-    official = [text is not None and choice.mvbench_official(text, answer) for text, answer in zip(said, gold)]
+    right = [text is not None and multiple_choice.mvbench(text) == answer for text, answer in zip(said, gold)]
+    read = [multiple_choice.strict(text or "", LETTERS) for text in said]
+    official = [text is not None and multiple_choice.mvbench_official(text, answer) for text, answer in zip(said, gold)]
     # Quirk: an empty answer does not count at all.
     counted = [(hit, task) for hit, task, text in zip(right, tasks, said) if text != ""]
     by_task = share("accuracy", [hit for hit, _ in counted], [task for _, task in counted])

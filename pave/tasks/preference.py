@@ -11,13 +11,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pave import tags
-from pave.tasks import _read
+from pave.tasks import _annotations
 from pave.tasks._learnt import chance as chance
 from pave.tasks._learnt import prompt as prompt
 from pave.tasks._learnt import score as score
 from pave.tasks._learnt import target as target
 from pave.types import Question
+from pave.utils import placeholders
 
 SPLITS = ("train",)
 EXPECTED: dict[str, int] = {}
@@ -26,16 +26,16 @@ EXPECTED: dict[str, int] = {}
 
 def load(split: str, root: Path) -> list[Question]:
     """Every pair. Raises UserError."""
-    file = _read.annotation("preference", split, {"train": "train.jsonl"}, root)
-    return _read.numbered(_read.records(file, _read.rows, _question))
+    file = _annotations.annotation("preference", split, {"train": "train.jsonl"}, root)
+    return _annotations.numbered(_annotations.records(file, _annotations.rows, _question))
 
 
 def _question(raw: Any) -> Iterable[Question]:
-    text = _read.field(raw, "prompt", str)
-    (text,) = tags.bare([text], text)
-    video = _read.field(raw, "video", str)
-    qid = _read.ident(raw, "id") if "id" in raw else video
-    better, worse = (_read.field(raw, name, str) for name in ("chosen", "rejected"))
+    text = _annotations.field(raw, "prompt", str)
+    (text,) = placeholders.bare([text], text)
+    video = _annotations.field(raw, "video", str)
+    qid = _annotations.ident(raw, "id") if "id" in raw else video
+    better, worse = (_annotations.field(raw, name, str) for name in ("chosen", "rejected"))
     yield Question(qid, video, text.strip(), (better,), rejected=worse)
 
 

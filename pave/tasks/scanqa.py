@@ -15,9 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pave.metrics import captions
-from pave.metrics.match import clean, leo, scene_scores, share
-from pave.tasks import _prepare, _read
+from pave.tasks import _annotations, _official_files
+from pave.tasks.metrics import captions
+from pave.tasks.metrics.exact_match import clean, leo, scene_scores, share
 from pave.types import Prediction, Question
 
 FILES = {part: f"qa/ScanQA_v1.0_{part}.json" for part in ("train", "val")}
@@ -40,26 +40,30 @@ KINDS = {
 
 def load(split: str, root: Path) -> list[Question]:
     """All questions of a split; the group is the class that the authors give a question. Raises UserError."""
-    file = _read.annotation("scanqa", split, FILES, root)
+    file = _annotations.annotation("scanqa", split, FILES, root)
     if split == "train_prepared":
-        return _read.numbered(_read.records(file, _read.rows, partial(_read.prepared, "scannet/{}".format)))
-    return _read.numbered(_read.records(file, _read.rows, _prepared if split == "val_prepared" else _question))
+        return _annotations.numbered(
+            _annotations.records(file, _annotations.rows, partial(_annotations.prepared, "scannet/{}".format))
+        )
+    return _annotations.numbered(
+        _annotations.records(file, _annotations.rows, _prepared if split == "val_prepared" else _question)
+    )
 
 
 def _question(raw: Any) -> Iterable[Question]:
-    yield _asked(_read.ident(raw, "question_id"), raw, _read.field(raw, "question", str))
+    yield _asked(_annotations.ident(raw, "question_id"), raw, _annotations.field(raw, "question", str))
 
 
 def _prepared(raw: Any) -> Iterable[Question]:
-    yield _asked(_read.field(raw, "question_id", str), raw, _read.field(raw, "text", str))
+    yield _asked(_annotations.field(raw, "question_id", str), raw, _annotations.field(raw, "text", str))
 
 
 def _asked(qid: str, raw: Any, text: str) -> Question:
     return Question(
         qid=qid,
-        video=f"scannet/{_read.field(raw, 'scene_id', str)}",
+        video=f"scannet/{_annotations.field(raw, 'scene_id', str)}",
         text=text,
-        answers=_read.texts(raw, "answers"),
+        answers=_annotations.texts(raw, "answers"),
         group=next((kind for words, kind in KINDS.items() if words in text), "Other"),
     )
 
@@ -119,8 +123,8 @@ def prepare(raw: Path, out: Path) -> list[str]:
     """Training records of the first answers, and the numbered questions and answers of the test."""
 
     def train() -> list[str]:
-        records = _prepare.instruct(load("train", raw), prompt, lambda video: video.name)
-        return [_prepare.write(out / FILES["train_prepared"], records)]
+        records = _official_files.instruct(load("train", raw), prompt, lambda video: video.name)
+        return [_official_files.write(out / FILES["train_prepared"], records)]
 
     def val() -> list[str]:
         rows = [
@@ -131,8 +135,8 @@ def prepare(raw: Path, out: Path) -> list[str]:
         keep = ("question_id", "scene_id", "text", "video")
         gold = [{key: row["answers"] if key == "text" else row[key] for key in keep} for row in rows]
         return [
-            _prepare.write(out / FILES["val_prepared"], rows),
-            _prepare.write(out / "llava3d_scanqa_val_answer.json", gold),
+            _official_files.write(out / FILES["val_prepared"], rows),
+            _official_files.write(out / "llava3d_scanqa_val_answer.json", gold),
         ]
 
-    return _prepare.every(raw, FILES, {"train": train, "val": val})
+    return _official_files.every(raw, FILES, {"train": train, "val": val})

@@ -1,6 +1,6 @@
 """The small embedded world: questions that one side-channel decides, and visual controls that every picture does.
 
-One line of root/scenes_test.jsonl, made by `pave.io.sideworld_files.make` (here broken in two):
+One line of root/scenes_test.jsonl, made by `pave.sideworld.files.make` (here broken in two):
 
     {"video": "videos/test_00000.mp4", "scene": {"seed": 1, "background": [70, 22, 51], "things": [
       {"shape": "star", "color": "blue", "radius": 10.8, "x": [17.0, 15.2], "y": [43.1, 44.0], "jump": 2.819}, {...}],
@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pave.io.sideworld import COLORS, SHAPES, SOUNDS, SPLITS, Scene, Thing, scene
-from pave.io.sideworld_files import read_scenes
-from pave.plug import nearest
+from pave.sideworld.files import read_scenes
+from pave.sideworld.scene import COLORS, SHAPES, SOUNDS, SPLITS, Scene, Thing, scene
 from pave.types import Prediction, Question, UserError
+from pave.utils.registry import nearest
 
 
 class Kind(NamedTuple):

@@ -20,8 +20,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pave.metrics.match import APART, clean, scene_scores
-from pave.tasks import _prepare, _read
+from pave.tasks import _annotations, _official_files
+from pave.tasks.metrics.exact_match import APART, clean, scene_scores
 from pave.types import Prediction, Question
 
 PARTS = ("train", "val", "test")
@@ -38,51 +38,55 @@ KINDS = ("What", "Is", "How", "Can", "Which")
 
 def load(split: str, root: Path) -> list[Question]:
     """All questions of a split; the groups are how a question starts, and the release's number of that. UserError."""
-    file = _read.annotation("sqa3d", split, FILES, root)
+    file = _annotations.annotation("sqa3d", split, FILES, root)
     if split.endswith("_task"):
         given = root / TASK.format("sqa_annotations", split.removesuffix("_task"))
-        answers = dict(_read.records(given, partial(_read.field, name="annotations", kind=list), _answer))
-        return _read.numbered(_read.records(file, _questions, partial(_of_task, answers)))
+        answers = dict(_annotations.records(given, partial(_annotations.field, name="annotations", kind=list), _answer))
+        return _annotations.numbered(_annotations.records(file, _questions, partial(_of_task, answers)))
     if split == "train_prepared":
-        return _read.numbered(_read.records(file, _read.rows, partial(_read.prepared, "scannet/{}".format)))
-    return _read.numbered(_read.records(file, _read.rows, _prepared if split == "test_prepared" else _question))
+        return _annotations.numbered(
+            _annotations.records(file, _annotations.rows, partial(_annotations.prepared, "scannet/{}".format))
+        )
+    return _annotations.numbered(
+        _annotations.records(file, _annotations.rows, _prepared if split == "test_prepared" else _question)
+    )
 
 
 def _questions(data: Any) -> list[Any]:
-    return _read.field(data, "questions", list)
+    return _annotations.field(data, "questions", list)
 
 
 def _answer(raw: Any) -> Iterable[tuple[str, str]]:
-    answers = [_read.field(one, "answer", str) for one in _read.field(raw, "answers", list)]
+    answers = [_annotations.field(one, "answer", str) for one in _annotations.field(raw, "answers", list)]
     if not answers:
         raise ValueError("has no answer")
-    yield _read.ident(raw, "question_id"), answers[0]
+    yield _annotations.ident(raw, "question_id"), answers[0]
 
 
 def _of_task(answers: dict[str, str], raw: Any) -> Iterable[Question]:
-    qid = _read.ident(raw, "question_id")
+    qid = _annotations.ident(raw, "question_id")
     if qid not in answers:
         raise ValueError(f"is question {qid}, which the annotations do not answer")
     yield _situated(qid, raw, (answers[qid],))
 
 
 def _question(raw: Any) -> Iterable[Question]:
-    yield _situated(_read.ident(raw, "question_id"), raw, _read.texts(raw, "answers"))
+    yield _situated(_annotations.ident(raw, "question_id"), raw, _annotations.texts(raw, "answers"))
 
 
 def _situated(qid: str, raw: Any, answers: tuple[str, ...]) -> Question:
-    asked = _read.field(raw, "question", str)
-    return _asked(qid, raw, f"{_read.field(raw, 'situation', str)} {asked}", answers, _start(asked))
+    asked = _annotations.field(raw, "question", str)
+    return _asked(qid, raw, f"{_annotations.field(raw, 'situation', str)} {asked}", answers, _start(asked))
 
 
 def _prepared(raw: Any) -> Iterable[Question]:
-    kind = f"type{_read.field(raw, 'type', int)}"
-    text = _read.field(raw, "text", str)
-    yield _asked(_read.field(raw, "question_id", str), raw, text, _read.texts(raw, "answers"), kind)
+    kind = f"type{_annotations.field(raw, 'type', int)}"
+    text = _annotations.field(raw, "text", str)
+    yield _asked(_annotations.field(raw, "question_id", str), raw, text, _annotations.texts(raw, "answers"), kind)
 
 
 def _asked(qid: str, raw: Any, text: str, answers: tuple[str, ...], group: str) -> Question:
-    return Question(qid, f"scannet/{_read.field(raw, 'scene_id', str)}", text, answers, group)
+    return Question(qid, f"scannet/{_annotations.field(raw, 'scene_id', str)}", text, answers, group)
 
 
 def _start(asked: str) -> str:
@@ -131,8 +135,8 @@ def prepare(raw: Path, out: Path) -> list[str]:
     """Training records of the first answers, and the questions and answers of the test with their types."""
 
     def train() -> list[str]:
-        records = _prepare.instruct(load("train", raw), prompt, lambda video: video.name)
-        return [_prepare.write(out / FILES["train_prepared"], records)]
+        records = _official_files.instruct(load("train", raw), prompt, lambda video: video.name)
+        return [_official_files.write(out / FILES["train_prepared"], records)]
 
     def test() -> list[str]:
         rows, gold = [], []
@@ -142,8 +146,8 @@ def prepare(raw: Path, out: Path) -> list[str]:
             rows.append(row | {"answers": list(q.answers), "video": scene, "type": kind})
             gold.append(row | {"text": q.answers[0], "video": scene, "type": kind})
         return [
-            _prepare.write(out / FILES["test_prepared"], rows),
-            _prepare.write(out / "llava3d_sqa3d_test_answer.json", gold),
+            _official_files.write(out / FILES["test_prepared"], rows),
+            _official_files.write(out / "llava3d_sqa3d_test_answer.json", gold),
         ]
 
-    return _prepare.every(raw, FILES, {"train": train, "test": test})
+    return _official_files.every(raw, FILES, {"train": train, "test": test})

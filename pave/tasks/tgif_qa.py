@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pave.tasks import _open_qa, _read
+from pave.tasks import _annotations, _open_qa
 from pave.tasks._open_qa import about as about
 from pave.tasks._open_qa import cases as cases
 from pave.tasks._open_qa import chance as chance
@@ -26,5 +26,5 @@ SPLITS = tuple(FILES)
 
 def load(split: str, root: Path) -> list[Question]:
     """All questions; the group is the first word of a question. Raises UserError."""
-    file = _read.annotation("tgif_qa", split, FILES, root)
+    file = _annotations.annotation("tgif_qa", split, FILES, root)
     return _open_qa.paired(file, root / "test_a.json", _open_qa.place(root, "mp4", ".mp4"))

@@ -15,12 +15,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from pave.metrics.judged import Case
-from pave.metrics.match import counts
-from pave.tasks import _open_qa, _read
+from pave.tasks import _annotations, _open_qa
 from pave.tasks._open_qa import chance as chance
 from pave.tasks._open_qa import prompt as prompt
 from pave.tasks._open_qa import target as target
+from pave.tasks.metrics.exact_match import counts
+from pave.tasks.metrics.judge_verdicts import Case
 from pave.types import Prediction, Question
 
 PARTS = {part: f"{part}_qa.json" for part in ("generic", "temporal", "consistency")}
@@ -41,19 +41,19 @@ KINDS: dict[str, tuple[str, ...]] = {
 
 def load(split: str, root: Path) -> list[Question]:
     """All questions of a split, test: of all; the group is their part. Raises UserError."""
-    _read.annotation("vcgbench", split, FILES, root)
+    _annotations.annotation("vcgbench", split, FILES, root)
     where = _open_qa.place(root, "Test_Videos", ".mp4")
     found: list[Question] = []
     for part in PARTS if split == "test" else (split,):
-        found += _read.records(root / PARTS[part], _read.rows, partial(_questions, part, where))
-    return _read.numbered(found)
+        found += _annotations.records(root / PARTS[part], _annotations.rows, partial(_questions, part, where))
+    return _annotations.numbered(found)
 
 
 def _questions(part: str, where: _open_qa.Place, raw: Any) -> Iterable[Question]:
-    name, answers = _read.field(raw, "video_name", str), (_read.field(raw, "A", str),)
+    name, answers = _annotations.field(raw, "video_name", str), (_annotations.field(raw, "A", str),)
     for field, group in (("Q1", part), ("Q2", AGAIN)) if part == "consistency" else (("Q", part),):
         qid = f"{part}/{name}/{field[1:]}".removesuffix("/")
-        yield Question(qid, where(name), _read.field(raw, field, str), answers, group)
+        yield Question(qid, where(name), _annotations.field(raw, field, str), answers, group)
 
 
 def cases(questions: Sequence[Question]) -> list[Case]:

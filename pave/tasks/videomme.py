@@ -17,9 +17,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pave.metrics import choice
-from pave.metrics.match import APART, counts, macro, share
-from pave.tasks import _prepare, _read
+from pave.tasks import _annotations, _official_files
+from pave.tasks.metrics import multiple_choice
+from pave.tasks.metrics.exact_match import APART, counts, macro, share
 from pave.types import Prediction, Question, UserError
 
 TABLE = "videomme/test-00000-of-00001.parquet"
@@ -42,24 +42,24 @@ HEAD = (
 
 def load(split: str, root: Path) -> list[Question]:
     """All questions; groups are duration, domain, sub-category and type of the task. Raises UserError."""
-    file = _read.annotation("videomme", split, FILES, root)
+    file = _annotations.annotation("videomme", split, FILES, root)
     spoken = _spoken(root / SUBTITLES) if split == "test_subtitles" else None
-    return _read.numbered(_read.records(file, _read.rows, partial(_question, spoken)))
+    return _annotations.numbered(_annotations.records(file, _annotations.rows, partial(_question, spoken)))
 
 
 def _spoken(file: Path) -> Mapping[str, str]:
     if not file.is_file():
         raise UserError(f"{file}: no such file; make it with `pave prepare videomme` where videos and subtitles are")
-    return _read.parse(file)
+    return _annotations.parse(file)
 
 
 def _question(spoken: Mapping[str, str] | None, raw: Any) -> Iterable[Question]:
-    options = _read.texts(raw, "options")
-    answer = _read.field(raw, "answer", str)
+    options = _annotations.texts(raw, "options")
+    answer = _annotations.field(raw, "answer", str)
     if len(options) != len(LETTERS) or answer not in tuple(LETTERS):
         raise ValueError(f"has {len(options)} options and answer '{answer}', expected four and one of {LETTERS}")
-    name = _read.field(raw, "videoID", str)
-    asked = "\n".join((HEAD, _read.field(raw, "question", str), *options))
+    name = _annotations.field(raw, "videoID", str)
+    asked = "\n".join((HEAD, _annotations.field(raw, "question", str), *options))
     if spoken is None:
         # Quirk: it speaks of subtitles here as well.
         text = f"{asked}\n\nAnswer with the option's letter from the given choices directly."
@@ -67,9 +67,9 @@ def _question(spoken: Mapping[str, str] | None, raw: Any) -> Iterable[Question]:
         raise ValueError(f"is about {name}, which {SUBTITLES} does not name; run `pave prepare videomme` again")
     else:
         text = f"This video's subtitles are listed below: \n{spoken[name]}\n{asked}\nThe best answer is:"
-    groups = [_read.field(raw, key, str) for key in ("duration", "domain", "sub_category", "task_type")]
+    groups = [_annotations.field(raw, key, str) for key in ("duration", "domain", "sub_category", "task_type")]
     yield Question(
-        qid=_read.ident(raw, "question_id"),
+        qid=_annotations.ident(raw, "question_id"),
         video=f"data/{name}.mp4",
         text=text,
         answers=(answer,),
@@ -96,9 +96,9 @@ def score(pairs: Iterable[tuple[Question, Prediction | None]]) -> dict[str, floa
     said = [None if p is None else p.text for _, p in pairs]
     gold = [q.answers[0] for q, _ in pairs]
     kinds = [q.group for q, _ in pairs]
-    old = [choice.legacy(text or "") for text in said]
-    new = [choice.mcq(text or "", LETTERS) for text in said]
-    read = [choice.strict(text or "", LETTERS) for text in said]
+    old = [multiple_choice.legacy(text or "") for text in said]
+    new = [multiple_choice.mcq(text or "", LETTERS) for text in said]
+    read = [multiple_choice.strict(text or "", LETTERS) for text in said]
     right, mcq, strict = ([a == b for a, b in zip(found, gold)] for found in (old, new, read))
     found = share("accuracy", right, kinds)
     return {
@@ -142,19 +142,19 @@ def check(split: str, root: Path) -> list[str]:
 
 def prepare(raw: Path, out: Path) -> list[str]:
     """The table as JSON and, where there are videos, what their subtitles say at the frames looked at."""
-    table = _read.records(raw / TABLE, _read.rows, lambda row: [row])
-    names = sorted({_read.field(row, "videoID", str) for row in table})
-    lines = [_prepare.write((out / TABLE).with_suffix(".json"), table)]
+    table = _annotations.records(raw / TABLE, _annotations.rows, lambda row: [row])
+    names = sorted({_annotations.field(row, "videoID", str) for row in table})
+    lines = [_official_files.write((out / TABLE).with_suffix(".json"), table)]
     spoken = {name: _said(raw, name) for name in names if (raw / f"data/{name}.mp4").is_file()}
     if spoken:
-        lines.append(_prepare.write(out / SUBTITLES, spoken))
+        lines.append(_official_files.write(out / SUBTITLES, spoken))
     silent = sum(not (raw / f"subtitle/{name}.srt").is_file() for name in names)
     return [*lines, f"{len(spoken)} of {len(names)} videos are there, {silent} without subtitles"]
 
 
 def _said(raw: Path, name: str) -> str:
-    from pave.io.frames import uniform
-    from pave.io.video import info
+    from pave.media.frame_sampling import uniform
+    from pave.media.video import info
 
     file = raw / f"subtitle/{name}.srt"
     if not file.is_file():

@@ -8,7 +8,7 @@ shift 2
 # train CONFIG [key=value ...]: published recipe, ZeRO-2 over the GPUs; train.deepspeed=null goes without deepspeed.
 train() {
   bash scripts/train.sh "configs/$1.yaml" --out "$OUT" \
-    data.root="$DATA" train.deepspeed=configs/deepspeed/zero2.json "${@:2}"
+    data.root="$DATA" train.deepspeed=configs/distributed/zero2.json "${@:2}"
 }
 
 # evaluate: answers as the release made them, in half precision, and their score.

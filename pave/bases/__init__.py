@@ -1,1 +1,0 @@
-"""Base video language models."""

@@ -1,0 +1,202 @@
+"""Checkpoints in and out: our folder. The released layout is in official.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pave import config as configs
+from pave.checkpoints.patch_folder import ADAPTER_FILE, PATCH_FILE, check_same_base, read_config
+from pave.config import BaseConfig, Config, LoraConfig, PatchConfig
+from pave.media import feature_files
+from pave.models import lora, state_dicts, trainable
+from pave.models.bases._loading import Settings
+from pave.models.patch.patch import ConvShape, Patch
+from pave.models.patched_model import Pave, check_weight
+from pave.models.state_dicts import shapes
+from pave.types import UserError
+from pave.utils import registry
+
+GEOMETRY = (
+    *(
+        "side_dim",
+        "hidden_dim",
+        "side_hidden_dim",
+        "heads",
+        "num_layers",
+        "rope",
+        "conv_blocks",
+        "conv_strides",
+        "conv_scales",
+    ),
+    *("queries", "value_projection", "neighborhood", "window_reach"),
+)
+"""What two patches with interchangeable tensors have in common."""
+
+
+def load_base(config: BaseConfig, weights: bool = True) -> Any:
+    """The base that a config names; frozen."""
+    settings = {name: getattr(config, name) for name in Settings._fields}
+    how = Settings(**{**settings, "dtype": getattr(torch, config.dtype)})
+    try:
+        base = registry.load("bases", config.name).load(configs.resolve(config.path), how, weights)
+    except ImportError as error:
+        if config.attention == "sdpa":
+            raise
+        raise UserError(f"base.attention={config.attention}: {error}; install it, or set it to sdpa") from error
+    lora.freeze(base)
+    return base
+
+
+def make_patch(config: PatchConfig, query_dim: int, embed_dim: int) -> Patch:
+    """A fresh patch of a config's geometry, between a base's query and LLM widths."""
+    conv = None
+    if config.conv_blocks:
+        conv = ConvShape(tuple(config.conv_blocks), tuple(config.conv_strides), tuple(config.conv_scales))
+    return Patch(
+        config.side_dim,
+        query_dim,
+        embed_dim,
+        width=config.hidden_dim,
+        side_width=config.side_hidden_dim,
+        heads=config.heads,
+        depth=config.num_layers,
+        rope=config.rope,
+        conv=conv,
+        queries=(config.queries[0], config.queries[1]) if config.queries else None,
+        values=config.value_projection,
+        neighborhood=config.neighborhood,
+        reach=config.window_reach,
+        kernel=config.kernel,
+    )
+
+
+def create(config: Config, weights: bool = True) -> Pave:
+    """A fresh model: frozen base, LoRA and patches at their start or that of their `init`; what trains as configured.
+
+    Without weights: shapes only, and no `init`. Raises UserError where an `init` folder does not fit.
+    """
+    base = load_base(config.base, weights)
+    with torch.device("cpu" if weights else "meta"):
+        lora.inject(base.hf, base.lora_targets, config.lora)
+        patches = {name: make_patch(side, base.query_dim, base.embed_dim) for name, side in config.sides.items()}
+        model = Pave(base, patches)
+    for name, side in config.sides.items():
+        if side.init_from and weights:
+            _start_patch(model.patches[name], name, config, Path(configs.resolve(side.init_from)))
+    if config.lora.init_from and weights:
+        _start_lora(model, config, Path(configs.resolve(config.lora.init_from)))
+    trainable.start(model, config)
+    _settle(model, config.sides)
+    return model
+
+
+def _settle(model: Pave, sides: Mapping[str, PatchConfig]) -> None:
+    """Freeze the patches that do not train; weights as configured."""
+    for name, side in sides.items():
+        if not side.trainable:
+            lora.freeze(model.patches[name])
+    model.set_patches({**model.patch_weights, **{name: side.weight for name, side in sides.items()}})
+
+
+def _start_patch(patch: nn.Module, name: str, config: Config, folder: Path) -> None:
+    """Fill a fresh patch from a trained folder. Raises UserError for another base, geometry or shape."""
+    # Of what this folder names nothing is imported: numbers are compared, and the plugins are those of `config`.
+    trained, file = read_config(folder, trust_plugins=True), folder / PATCH_FILE
+    check_same_base(trained, config, folder)
+    if name not in trained.sides and len(trained.sides) != 1:
+        raise UserError(
+            f"{folder}: sides.{name}.init_from finds the patches {sorted(trained.sides)}; expected '{name}'"
+        )
+    source = name if name in trained.sides else next(iter(trained.sides))
+    for field in GEOMETRY:
+        found, expected = getattr(trained.sides[source], field), getattr(config.sides[name], field)
+        if found != expected:
+            raise UserError(
+                f"{folder}: patch '{source}' has {field}={found}, sides.{name} has {expected}; set it alike"
+            )
+    prefix = f"{source}."
+    tensors = {
+        k.removeprefix(prefix): x for k, x in feature_files.read_safetensors(file).state.items() if k.startswith(prefix)
+    }
+    state_dicts.check_same(shapes(patch.state_dict()), shapes(tensors), file)
+    patch.load_state_dict(tensors)
+
+
+def _start_lora(model: Pave, config: Config, folder: Path) -> None:
+    """Fill a fresh LoRA from a trained folder. Raises UserError for another base, rank or alpha."""
+    trained = read_config(folder, trust_plugins=True)  # as for a patch, nothing is imported
+    check_same_base(trained, config, folder)
+    if not trained.lora.r:
+        raise UserError(f"{folder}: has no LoRA to start from; leave lora.init_from empty")
+    for field in ("r", "alpha"):
+        found, expected = getattr(trained.lora, field), getattr(config.lora, field)
+        if found != expected:
+            raise UserError(f"{folder}: its LoRA has {field}={found}, lora.{field} is {expected}; set it alike")
+    lora.load_state(model.base.hf, feature_files.read_safetensors(folder / ADAPTER_FILE).state, folder / ADAPTER_FILE)
+
+
+def load(folder: Path, overrides: Sequence[str] = (), trust_plugins: bool = False) -> tuple[Pave, Config]:
+    """A trained model from a folder of ours. Strict; see `read_config` for plugins."""
+    config = read_config(folder, overrides, trust_plugins)
+    model = Pave(load_base(config.base), {})
+    if trainable.is_tuned(config.base):
+        trainable.fill(model, folder / trainable.FILE)
+    attach(model, lora.DEFAULT, config.sides, read_for(model, config, folder))
+    return model.eval(), config
+
+
+def read(model: Pave, config: Config, folder: Path) -> None:
+    """Fill a model in place from a folder. Raises UserError naming a missing, extra or misshapen tensor."""
+    trained = read_for(model, config, folder)
+    model.patches.load_state_dict(trained.patches.state_dict())
+    if trained.lora:
+        lora.load_state(model.base.hf, trained.lora, folder / ADAPTER_FILE)
+    if trainable.is_tuned(config.base):
+        trainable.fill(model, folder / trainable.FILE)
+
+
+class Trained(NamedTuple):
+    """What a folder holds, checked against a base."""
+
+    patches: nn.ModuleDict
+    lora: dict[str, Tensor]
+    """Empty where the folder has none."""
+    settings: LoraConfig
+    folder: Path
+
+
+def read_for(model: Pave, config: Config, folder: Path) -> Trained:
+    """Patches and LoRA of a folder for a model's base. Strict, and the model stays as it is."""
+    base, file = model.base, folder / PATCH_FILE
+    for name, side in config.sides.items():
+        check_weight(name, side.weight)
+    with torch.device("meta"):
+        patches = nn.ModuleDict(
+            {name: make_patch(side, base.query_dim, base.embed_dim) for name, side in config.sides.items()}
+        )
+    device = next(base.parameters()).device
+    tensors = {k: x.to(device, torch.float32, copy=True) for k, x in feature_files.read_safetensors(file).state.items()}
+    state_dicts.check_same(shapes(patches.state_dict()), shapes(tensors), file)
+    patches.load_state_dict(tensors, assign=True)
+    adapter: dict[str, Tensor] = {}
+    if config.lora.r:
+        adapter = feature_files.read_safetensors(folder / ADAPTER_FILE).state
+        lora.check_fits(base.hf, base.lora_targets, config.lora.r, adapter, folder / ADAPTER_FILE)
+    return Trained(patches, adapter, config.lora, folder)
+
+
+def attach(model: Pave, name: str, sides: Mapping[str, PatchConfig], trained: Trained) -> None:
+    """Put patches on a model, in the order and under the names of `sides`, and their LoRA under `name`."""
+    model.patches.update(dict(zip(sides, trained.patches.values())))
+    if trained.lora:
+        hf = model.base.hf
+        lora.inject(hf, model.base.lora_targets, trained.settings, name, weights=False)
+        lora.load_state(hf, trained.lora, trained.folder / ADAPTER_FILE, name)
+        model.loras[name] = list(sides)
+    model.train(model.training)
+    _settle(model, sides)

@@ -1,0 +1,142 @@
+"""`pave fetch`: one released checkpoint from the hub, its checksum verified, into a folder of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import zipfile
+import zlib
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from huggingface_hub import HfFileSystem
+from huggingface_hub.errors import HTTPError
+from tqdm import tqdm
+
+from pave.checkpoints import model_zoo, official_reader
+from pave.types import UserError
+from pave.utils.atomic import atomic_folder
+
+log = logging.getLogger(__name__)
+SOURCE = "source.json"
+"""In a fetched folder: which release it is, from where, and the checksum of its zip file."""
+BLOCK = 2**24
+"""Bytes asked for at once."""
+
+
+class Remote(NamedTuple):
+    """A zip file on the hub."""
+
+    path: str
+    """With the repository's name in front."""
+    size: int
+    sha256: str
+
+
+def main(name: str, out: Path) -> None:
+    """Fetch a release into the folder `out`; a broken-off download goes on where it stopped.
+
+    Raises UserError for an unknown name, no way to the hub, a wrong checksum, a zip file of another kind.
+    """
+    model_zoo.find(name)
+    if out.exists():
+        if _fetched(out) != name:
+            raise UserError(f"{out}: exists already and is not {name}; give another --out")
+        log.info("%s is there already: %s", name, out)
+        return
+    try:
+        remote, part = _download(name, out)
+    except (OSError, HTTPError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{name}: not to be had from {model_zoo.REPOSITORY} on the hub: {reason}; the same command goes on where "
+            f"it stopped, or fetch it on a machine with a network and copy the folder to {out}"
+        ) from error
+    found = _sha256(part)
+    if found != remote.sha256:
+        part.unlink()
+        raise UserError(
+            f"{part}: sha256 {found}, but the hub states {remote.sha256}; it was deleted, run the command again"
+        )
+    with atomic_folder(out) as temporary:
+        _unpack(part, temporary)
+        source = {"name": name, "path": remote.path, "sha256": remote.sha256}
+        (temporary / SOURCE).write_text(json.dumps(source, indent=1))
+    part.unlink()
+
+
+def _fetched(folder: Path) -> str | None:
+    """Which release a folder is, if any."""
+    file = folder / SOURCE
+    return json.loads(file.read_text())["name"] if file.is_file() else None
+
+
+def _download(name: str, out: Path) -> tuple[Remote, Path]:
+    """The zip file beside `out`, under a name of its own content, so that no other upload is continued with it."""
+    # Not hf_hub_download: newer versions of it start anew after a break.
+    hub = HfFileSystem()
+    remote = _find(hub, name)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(f".{out.name}.{remote.sha256[:12]}.zip")
+    with (
+        hub.open(remote.path, "rb", block_size=BLOCK, cache_type="none") as source,
+        open(part, "ab") as target,
+        tqdm(desc=name, total=remote.size, initial=target.tell(), unit="B", unit_scale=True) as bar,
+    ):
+        source.seek(min(target.tell(), remote.size))
+        while block := source.read(BLOCK):
+            target.write(block)
+            bar.update(len(block))
+    return remote, part
+
+
+def _find(hub: HfFileSystem, name: str) -> Remote:
+    """The release's zip file, wherever in the repository it is."""
+    files = hub.find(model_zoo.REPOSITORY, detail=True)
+    assert isinstance(files, dict)
+    found = [info for path, info in files.items() if PurePosixPath(path).name == f"{name}.zip"]
+    if len(found) != 1 or not found[0]["lfs"]:
+        what = "no checksum" if len(found) == 1 else f"{len(found)} files"
+        raise UserError(
+            f"{name}: {model_zoo.REPOSITORY} on the hub has {what} for {name}.zip; expected one file with one"
+        )
+    return Remote(found[0]["name"], found[0]["size"], found[0]["lfs"]["sha256"])
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with open(file, "rb") as handle:
+        while block := handle.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _unpack(file: Path, folder: Path) -> None:
+    """The checkpoint's files, and nothing else of the zip; they land in `folder` under their bare names."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            for member in _checkpoint(file, archive):
+                with archive.open(member) as source, open(folder / PurePosixPath(member).name, "xb") as target:
+                    shutil.copyfileobj(source, target)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise UserError(
+            f"{file}: has the hub's checksum, but is not a whole zip file: {error}; unpack it by hand"
+        ) from error
+
+
+def _checkpoint(file: Path, archive: zipfile.ZipFile) -> list[str]:
+    """Members of the outermost folder that holds a checkpoint; those of a training on the way lie deeper."""
+    names = [PurePosixPath(name) for name in archive.namelist() if not name.endswith("/")]
+    unsafe = [name for name in names if name.is_absolute() or ".." in name.parts or "\\" in str(name)]
+    if unsafe:
+        raise UserError(f"{file}: its member '{unsafe[0]}' points out of the folder; nothing was unpacked")
+    folders = {name.parent for name in names if name.name in official_reader.PATCH_FILES}
+    outermost = [f for f in folders if len(f.parts) == min(len(other.parts) for other in folders)]
+    if len(outermost) != 1 or outermost[0] / "config.json" not in names:
+        raise UserError(
+            f"{file}: has {len(outermost)} folders with {' or '.join(official_reader.PATCH_FILES)}; "
+            "expected one, with config.json beside it; unpack it by hand"
+        )
+    return [str(name) for name in names if name.parent == outermost[0]]

@@ -1,0 +1,87 @@
+"""Patches that come and go: another folder's patches and LoRA on a loaded model, without its base being read again."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from pave.checkpoints import build, patch_folder
+from pave.config import Config
+from pave.models import lora, trainable
+from pave.models.patched_model import Pave
+from pave.types import UserError
+from pave.utils import registry
+
+
+def add(
+    model: Pave, config: Config, name: str, folder: Path, overrides: Sequence[str] = (), trust_plugins: bool = False
+) -> Config:
+    """Put the patch and the LoRA of a folder on a loaded model as patch `name`; several become `name_side`.
+
+    Returns the config with them. Raises UserError, and changes nothing, where they do not fit; see
+    `checkpoint.read_config` for plugins.
+    """
+    trained = patch_folder.read_config(folder, overrides, trust_plugins)
+    _check_base(trained, config, folder, also=["frames", "fps", "choice"])
+    lora.check_not_merged(model.base.hf)
+    if not trained.sides:
+        raise UserError(f"{folder}: has no patch to add, only LoRA")
+    sides = {
+        name if len(trained.sides) == 1 else f"{name}_{side}": dataclasses.replace(patch, side=patch.side or side)
+        for side, patch in trained.sides.items()
+    }
+    for new in (name, *sides):
+        if new in model.patches or new in model.loras:
+            raise UserError(f"{folder}: this model already has a patch or LoRA '{new}'; choose another name")
+        if not new or "." in new or hasattr(model.patches, new):
+            raise UserError(f"{folder}: '{new}' cannot name a patch; choose another name")
+    build.attach(model, name, sides, build.read_for(model, trained, folder))
+    return dataclasses.replace(config, sides={**config.sides, **sides})
+
+
+def remove(model: Pave, config: Config, name: str) -> Config:
+    """Take a patch off a loaded model, and its LoRA with the last patch that it came with. Returns the config without.
+
+    Raises UserError for an unknown patch, and where LoRA was merged.
+    """
+    if name not in model.patches:
+        raise UserError(f"this model has no patch '{name}'; {registry.nearest(name, model.patches)}")
+    lora.check_not_merged(model.base.hf)
+    del model.patches[name]
+    for adapter, patches in list(model.loras.items()):
+        if patches == [name]:
+            lora.remove(model.base.hf, adapter)
+            del model.loras[adapter]
+        elif name in patches:
+            patches.remove(name)
+    model.set_patches({other: model.patch_weights[other] for other in model.patches})
+    return dataclasses.replace(config, sides={n: side for n, side in config.sides.items() if n != name})
+
+
+def hotswap(
+    model: Pave, config: Config, folder: Path, overrides: Sequence[str] = (), trust_plugins: bool = False
+) -> Config:
+    """Replace all patches and LoRAs of a loaded model by those of a folder on the same base. Returns its config.
+
+    Raises UserError, and changes nothing, where they do not fit; see `checkpoint.read_config` for plugins.
+    """
+    trained = patch_folder.read_config(folder, overrides, trust_plugins)
+    _check_base(trained, config, folder)
+    lora.check_not_merged(model.base.hf)
+    incoming = build.read_for(model, trained, folder)
+    for adapter in model.loras:
+        lora.remove(model.base.hf, adapter)
+    model.patches.clear()
+    model.loras, model.patch_weights = {}, {}
+    build.attach(model, lora.DEFAULT, trained.sides, incoming)
+    seen = trained.base
+    base = dataclasses.replace(config.base, frames=seen.frames, fps=seen.fps, frame_sampling=seen.frame_sampling)
+    return dataclasses.replace(trained, base=base)
+
+
+def _check_base(trained: Config, config: Config, folder: Path, also: Sequence[str] = ()) -> None:
+    """Raises UserError unless a folder's patches were trained on the model's base, both of them as published."""
+    patch_folder.check_same_base(trained, config, folder, also)
+    if trainable.is_tuned(trained.base) or trainable.is_tuned(config.base):
+        raise UserError(f"{folder}: it or this model has learnt in its base, so they do not go together; load it alone")

@@ -1,0 +1,1 @@
+"""From media and annotations to batches."""

@@ -1,1 +1,0 @@
-"""Frozen encoders of side-channels."""

@@ -1,0 +1,1 @@
+"""Answers to a whole split, and their scores."""

@@ -1,0 +1,130 @@
+"""A chat endpoint that speaks OpenAI's protocol: time limits, retries, and a key that is in no message and no file."""
+
+from __future__ import annotations
+
+import email.utils
+import http.client
+import json
+import random
+import threading
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pave import __version__
+from pave.evaluation.judge_ledger import Prompt, Refused, Reply
+from pave.types import UserError
+
+AGAIN = {408, 409, 425, 429}
+"""Statuses that may pass, besides those from 500 on."""
+IN_VAIN = {401, 402, 404, 405}
+"""Statuses that every other request would meet as well."""
+BROKE = {
+    "insufficient_quota",
+    *("credit_balance_exhausted", "project_spend_limit_exceeded"),
+    *("organization_spend_limit_exceeded", "organization_usage_limit_exceeded"),
+}
+"""Codes of a 429 that no waiting ends."""
+LONGEST_WAIT, MOST_PATIENCE = 60.0, 3600.0
+"""Seconds: between two tries of our own choice; that an endpoint may ask for."""
+LARGEST = 2**20
+"""Bytes of an answer."""
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect would carry the key to another host."""
+
+    def redirect_request(self, *arguments: Any) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Asked by several threads at once."""
+
+    url: str
+    """With or without /chat/completions."""
+    model: str
+    key: str | None = field(repr=False)
+    body: Mapping[str, Any]
+    """Further members of the request."""
+    timeout: float = 60.0
+    retries: int = 6
+    stop: threading.Event = field(default_factory=threading.Event)
+    """Once it is set, whoever waits gives up."""
+
+    def __post_init__(self) -> None:
+        parts = urllib.parse.urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
+            raise UserError(f"{self.url}: expected a URL as in https://host/v1, without a name or password in it")
+
+    def ask(self, prompt: Prompt) -> Reply:
+        """Its reply. Raises Refused where only this request is at fault, UserError where none can succeed."""
+        told = ""
+        for attempt in range(self.retries + 1):
+            wait = min(LONGEST_WAIT, 2.0**attempt) * random.uniform(0.5, 1)
+            try:
+                return _reply(self._post(prompt.turns), self.model)
+            except urllib.error.HTTPError as error:
+                told = f"HTTP {error.code}{_said(error, self.key)}"
+                if error.code not in AGAIN and error.code < 500:
+                    if error.code in IN_VAIN or error.code < 400:
+                        raise UserError(f"{self.url}: {told}; check the address, --model and the key") from error
+                    raise Refused(told) from error
+                if error.code == 429 and any(code in told for code in BROKE):
+                    raise UserError(f"{self.url}: {told}; pay or raise the limit, then run it again") from error
+                wait = max(wait, _retry_after(error.headers.get("Retry-After")))
+            except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError) as error:
+                told = f"{type(error).__name__}: {error}"
+            if wait > MOST_PATIENCE:
+                raise UserError(f"{self.url}: {told}; it asks to wait {wait:.0f} s, run the command again then")
+            if attempt < self.retries and self.stop.wait(wait):
+                break
+        raise UserError(f"{self.url}: gave up after {attempt + 1} tries, the last: {told}; the same command goes on")
+
+    def _post(self, turns: Sequence[Mapping[str, str]]) -> Any:
+        address = urllib.parse.urlsplit(self.url)
+        path = address.path.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
+        body = {"model": self.model, "messages": list(turns), **self.body}
+        headers = {"Content-Type": "application/json", "User-Agent": f"pave/{__version__}"}
+        if self.key:
+            headers["Authorization"] = f"Bearer {self.key}"
+        data = json.dumps({k: v for k, v in body.items() if v is not None}).encode()
+        request = urllib.request.Request(address._replace(path=path).geturl(), data, headers)
+        with urllib.request.build_opener(_NoRedirect).open(request, timeout=self.timeout) as answer:
+            return json.loads(answer.read(LARGEST))
+
+
+def _reply(answer: Any, model: str) -> Reply:
+    """Raises LookupError or TypeError for another form."""
+    # No text is what a model says that only thought, or was cut off: a reply that cannot be read, not an error.
+    text = answer["choices"][0]["message"].get("content") or ""
+    usage = answer.get("usage") or {}
+    if not isinstance(text, str):
+        raise TypeError(f"content is {text!r:.60}")
+    return Reply(text, str(answer.get("model") or model), usage.get("prompt_tokens"), usage.get("completion_tokens"))
+
+
+def _said(error: urllib.error.HTTPError, key: str | None) -> str:
+    """What an error's body says, on one line and without the key; the body may break off."""
+    try:
+        body = error.read(LARGEST).decode("utf-8", "replace")
+    except (OSError, http.client.HTTPException):
+        return ""
+    body = " ".join(body.replace(key, "***").split() if key else body.split())
+    return f" ({body[:400]})" if body else ""
+
+
+def _retry_after(header: str | None) -> float:
+    """Seconds, from a number or a date; 0 for neither."""
+    try:
+        return max(0.0, float(header or 0))
+    except ValueError:
+        try:
+            return max(0.0, email.utils.parsedate_to_datetime(str(header)).timestamp() - time.time())
+        except ValueError:
+            return 0.0

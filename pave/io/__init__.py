@@ -1,1 +1,0 @@
-"""Reading media: video frames, sound, stored features."""

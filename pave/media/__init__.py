@@ -1,0 +1,1 @@
+"""Files of the user: video, sound, depth, feature files."""

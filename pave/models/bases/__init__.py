@@ -1,0 +1,1 @@
+"""The video language models; one file each."""

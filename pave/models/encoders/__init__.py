@@ -1,0 +1,1 @@
+"""The frozen encoders of bases and side-channels."""

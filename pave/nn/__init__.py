@@ -1,1 +1,0 @@
-"""The patch: plain torch."""

@@ -1,1 +1,0 @@
-"""`pave serve`: the page, the endpoints, and what both share with `pave demo`."""

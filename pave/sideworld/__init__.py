@@ -1,0 +1,1 @@
+"""The small world: generated clips with questions about them."""

@@ -1,0 +1,1 @@
+"""Files, tables, plots and processes; nothing here knows a model."""

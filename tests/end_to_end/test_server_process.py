@@ -1,0 +1,122 @@
+"""The whole server as a process of its own: as documented, with many clients at once, and nothing of it stays."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.media_files import tone, write_clip
+from helpers.paths import ROOT
+from helpers.rgbd_scenes import make_plain
+from helpers.server_client import LONG, QUESTION, TOKENS, WAITING, Process, process_of
+from helpers.tiny_model import TinySetup
+
+PAGE = ROOT / "doc/guides/serve.md"
+pytest_plugins = ["helpers.server_client"]
+
+
+@pytest.fixture(scope="module")
+def process(patches: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    """With three patches."""
+    pytest.importorskip("gradio", reason="needs the extra demo")
+    added = [word for name in ("camera", "room") for word in ("--patch", f"{name}={patches[name]}")]
+    with process_of(tmp_path_factory.mktemp("process"), "--ckpt", str(patches["audio"]), *added) as one:
+        yield one
+
+
+def held(process: Process) -> dict[str, int]:
+    """What must not grow, of the server and the processes that it started."""
+    family = [process.pid]
+    for pid in family:
+        for children in Path(f"/proc/{pid}/task").glob("*/children"):  # of each thread
+            family += map(int, children.read_text().split())
+    pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in family)
+    return {
+        "bytes": pages * os.sysconf("SC_PAGE_SIZE"),
+        "open files": sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in family),
+        "processes": len(family),
+        "files": sum(path.is_file() for path in process.temporary.rglob("*")),
+    }
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+def test_it_answers_as_documented(process: Process, tiny_setup: TinySetup, tmp_path: Path) -> None:
+    shutil.copy(tiny_setup.data / "videos/test_00000.mp4", tmp_path / "clip.mp4")
+    shutil.copy(tiny_setup.data / "videos/test_00001.mp4", tmp_path / "behind.mp4")
+    write_clip(tmp_path / "other.wav", 0, None, tone(5), audio_codec="pcm_s16le")
+    make_plain(tmp_path / "room")
+    said = []
+    for line in PAGE.read_text().splitlines():
+        if line.startswith(("curl ", "printf ", "python -m zipfile ")):
+            command = line.replace("http://127.0.0.1:7860", process.address).replace("curl ", "curl -s ")
+            command = command.replace("python ", f"{sys.executable} ")
+            done = subprocess.run(
+                ["bash", "-c", command], capture_output=True, text=True, cwd=tmp_path, timeout=LONG, check=True
+            )
+            said += [done.stdout] if "curl" in line else []
+    assert len(said) == 11
+    assert not any('"error"' in text for text in said), said
+    both, other, follow, stream, camera, room, plain, models, chat, second, third = said
+    assert json.loads(both)["answer"]["text"] != json.loads(both)["base"]["text"]
+    assert json.loads(other)["facts"]["sides"]["audio"]["steps"] == 4
+    assert json.loads(follow)["answer"]["patches"] == {}
+    assert stream.endswith('data: {"done": ["answer"]}\n\n')
+    assert json.loads(camera)["answer"]["patches"] == {"audio": 1.0, "camera": 1.0}
+    assert json.loads(camera)["facts"]["sides"]["camera"]["steps"] == 4
+    assert json.loads(room)["answer"]["patches"] == {"room": 1.0}
+    assert json.loads(room)["facts"]["sides"]["room"]["steps"] == 2
+    assert json.loads(plain)["answer"]["text"]
+    assert [model["id"] for model in json.loads(models)["data"]] == ["pave", "pave-base"]
+    assert chat.endswith("data: [DONE]\n\n")
+    assert json.loads(second)["facts"]["sides"]["audio"]["steps"] == 4
+    assert json.loads(third)["facts"]["sides"]["room"]["steps"] == 2
+
+
+def test_fifty_at_once_leave_no_memory_no_files_and_no_processes(process: Process, tiny_setup: TinySetup) -> None:
+    import httpx
+
+    video = (tiny_setup.data / "videos/test_00000.mp4").read_bytes()
+    broken = video[: len(video) // 2]
+
+    def one(number: int) -> Any:
+        """A form; every fifth has a broken file."""
+        files = {"video": ("clip.mp4", video if number % 5 else broken)}
+        form = {"question": QUESTION, "max_new_tokens": str(TOKENS), "patches": ('["audio"]', "[]")[number % 2]}
+        return httpx.post(f"{process.address}/v1/answer", files=files, data=form, timeout=LONG)
+
+    def fifty() -> list[Any]:
+        with ThreadPoolExecutor(50) as clients:
+            return list(clients.map(one, range(50)))
+
+    on, off = one(2).json()["answer"]["text"], one(1).json()["answer"]["text"]
+    assert on != off
+    fifty()
+    before, counts = held(process), Counter[int]()
+    for _ in range(3):
+        for number, response in enumerate(fifty()):
+            counts[response.status_code] += 1
+            if response.status_code == 200:
+                assert response.json()["answer"]["text"] == (off if number % 2 else on)
+            else:
+                assert response.json()["error"]["code"] == response.status_code
+                assert (response.status_code == 429) == ("retry-after" in response.headers)
+    assert set(counts) == {200, 415, 429}, counts
+    assert counts[200] + counts[415] > 3 * WAITING
+    after, end = held(process), time.monotonic() + LONG
+    while after["open files"] > before["open files"] and time.monotonic() < end:
+        time.sleep(0.1)  # until the last connections are closed
+        after = held(process)
+    assert after["bytes"] - before["bytes"] < 16 << 20, (before, after)
+    assert all(after[name] <= before[name] for name in ("open files", "processes", "files")), (before, after)
+    assert after["processes"] > 1
+    assert not any(process.temporary.glob("pave-serve-*/requests/*"))

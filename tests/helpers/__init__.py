@@ -1,0 +1,1 @@
+"""What tests share: tiny models, media, data sets and servers made on the spot."""

@@ -1,0 +1,186 @@
+"""What a client must not do, and what it is told; nothing of it stays."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import av
+import pytest
+import torch
+from helpers.media_files import BUNNY, cut, tone, write_clip
+from helpers.server_client import Served, data_url, error
+from helpers.tiny_model import SIDE_DIM, TinySetup
+
+from pave.inference.limits import Limits, Refused
+from pave.inference.untrusted_media import Wanted, check, checked, guarded
+from pave.media import feature_files
+from pave.media.frame_sampling import Frames
+
+pytest_plugins = ["helpers.server_client"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "said"),
+    [
+        ({"model": "gpt"}, 404, "there are 'pave' and 'pave-base'"),
+        ({"temperature": 0.7}, 400, "answers are greedy"),
+        ({"tools": []}, 400, "unknown field 'tools'"),
+        ({"messages": [{"role": "system", "content": "Be nice."}]}, 400, "no video"),
+        ({"messages": [], "video": "VIDEO"}, 400, "expected a question at the end"),
+        ({"messages": [{"role": "system", "content": "Be nice."}], "video": "VIDEO"}, 400, "expected role 'user'"),
+        ({"messages": [{"role": "user", "content": [7]}], "video": "VIDEO"}, 400, "expected text, or parts"),
+        ({"messages": [{"role": "user"}], "video": "VIDEO"}, 400, "expected text, or parts"),
+        ({"max_tokens": 17}, 400, "expected 1 to 16"),
+    ],
+)
+def test_chats_that_are_not_as_documented(served: Served, fields: dict[str, Any], status: int, said: str) -> None:
+    if "video" in fields:
+        fields = {**fields, "video": data_url(served.video)}
+    assert said in error(served.chat(**fields), status)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"question": ""}, "no question"),
+        ({"question": 3}, "expected text, found int"),
+        ({"question": "What is <video>?"}, "means something to the model"),
+        ({"history": [["a"]]}, "expected a list of [question, answer]"),
+        ({"history": "a"}, "expected a list"),
+        ({"stream": "yes"}, "expected true or false"),
+        ({"max_new_tokens": 0}, "expected 1 to 16"),
+        ({"max_new_tokens": True}, "expected a whole number"),
+        ({"patches": [1]}, "expected a list of names"),
+        ({"paches": []}, "did you mean 'patches'"),
+        ({"video": None}, "expected data:"),
+        ({"video": "/etc/passwd"}, "links and paths are not opened"),
+        ({"video": "file:///etc/passwd"}, "links and paths are not opened"),
+        ({"video": "http://127.0.0.1/a.mp4"}, "links and paths are not opened"),
+        ({"video": {"path": "/etc/passwd"}}, "links and paths are not opened"),
+        ({"video": "data:video/mp4;base64,!"}, "not valid base64"),
+        ({"sides": {"audio": "/etc/passwd"}}, "links and paths are not opened"),
+        ({"sides": {"../../audio": "data:;base64,AAAA"}}, "not a side-channel of this model"),
+        ({"sides": []}, "expected an object"),
+    ],
+)
+def test_requests_that_are_not_as_documented(served: Served, fields: dict[str, Any], said: str) -> None:
+    assert said in error(served.ask(**fields), 400)
+    assert not served.left()
+
+
+def test_bodies_that_are_not_as_documented(served: Served) -> None:
+    post = served.client.post
+    assert "not valid JSON" in error(
+        post("/v1/answer", content=b"{", headers={"content-type": "application/json"}), 400
+    )
+    assert "expected a JSON object" in error(post("/v1/answer", json=[]), 400)
+    deep = b"[" * 100_000
+    assert "not valid JSON" in error(
+        post("/v1/answer", content=deep, headers={"content-type": "application/json"}), 400
+    )
+    assert "content type 'text/plain'" in error(
+        post("/v1/answer", content=b"x", headers={"content-type": "text/plain"}), 415
+    )
+    form = {"content-type": "multipart/form-data; boundary=x"}
+    assert "no video" in error(post("/v1/answer", content=b"--x--", headers=form), 400)
+    assert "not a readable form" in error(
+        post("/v1/answer", content=b"", headers={"content-type": "multipart/form-data"}), 400
+    )
+    assert served.client.get("/v1/models", headers={"host": "evil.example"}).status_code == 400
+    assert not served.left()
+
+
+def test_files_that_are_refused(served: Served, tmp_path: Path) -> None:
+    text = tmp_path / "text.mp4"
+    text.write_text("no video at all")
+    assert "no video or sound" in error(served.ask(video=data_url(text)), 415)
+    assert "cut off" in error(served.ask(video=data_url(cut(served.video))), 415)
+    sound = write_clip(tmp_path / "tone.wav", 0, None, tone(3), audio_codec="pcm_s16le")
+    assert "video: has no video track" in error(served.ask(video=data_url(sound)), 400)
+    long = write_clip(tmp_path / "long.mp4", 2, times=[0, 21_000])
+    assert "at most 20 s" in error(served.ask(video=data_url(long)), 413)
+    picture = write_clip(tmp_path / "picture.gif", 2, "gif")
+    assert "is gif" in error(served.ask(video=data_url(picture)), 415)
+    wide = write_clip(tmp_path / "wide.mp4", 1, size=(8192, 1024))
+    assert "at most 8294400" in error(served.ask(video=data_url(wide)), 413)
+    assert served.ask().status_code == 200
+    assert not served.left()
+
+
+def test_a_list_of_files_opens_none_of_them(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "secret.mp4", 50)
+    (tmp_path / "video").write_text("ffconcat version 1.0\nfile secret.mp4\n")
+    with av.open(str(tmp_path / "video")) as container:
+        assert container.streams.video[0].codec_context.width == 96  # so it would, elsewhere
+    with pytest.raises(Refused, match="no video or sound"):
+        check(tmp_path / "video", Limits())
+    check(clip, Limits())
+
+
+def crash(path: Path) -> None:
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def test_a_file_that_crashes_or_hangs_its_decoder_harms_nobody(tiny_setup: TinySetup, tmp_path: Path) -> None:
+    video = tiny_setup.data / "videos/test_00000.mp4"
+    with guarded(Limits()) as read:
+        with pytest.raises(Refused, match="decoding it failed"):
+            read(video, Frames(4), {"audio": Wanted(video, crash, crash, own=True)})
+        assert len(read(video, Frames(4), {}).clip.frames) == 4
+    os.mkfifo(tmp_path / "endless")
+    with guarded(Limits(reading=1)) as read, pytest.raises(Refused, match="took over 1 s"):
+        read(tmp_path / "endless", Frames(4), {})
+
+
+def test_a_decoder_makes_no_file_that_a_kill_would_leave(
+    tiny_setup: TinySetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tensors through multiprocessing would come by a socket in a folder of the decoder's."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    features = tiny_setup.data / "features/audio/test_00000.safetensors"
+    with guarded(Limits()) as read:
+        wanted = Wanted(features, partial(feature_files.read, extractors=["imagebind_audio"]), None)
+        media = read(tiny_setup.data / "videos/test_00000.mp4", Frames(4), {"audio": wanted})
+        assert media.sides["audio"].x.shape == (5, 1, SIDE_DIM)
+        assert not list(tmp_path.iterdir())
+
+
+def test_published_features_are_not_taken(tmp_path: Path) -> None:
+    torch.save({}, tmp_path / "features.pt", _use_new_zipfile_serialization=False)
+    with (
+        pytest.raises(Refused, match=r"features are taken as \.safetensors"),
+        checked(tmp_path / "features.pt", Limits()),
+    ):
+        pass
+
+
+def test_what_is_too_large(served: Served) -> None:
+    assert "files of 1.0 MB, at most 1 MB" in error(served.form({"video": BUNNY.open("rb")}), 413)
+    big = b"x" * 3_000_000
+    assert "send a smaller file" in error(served.form({"video": big}), 413)
+
+    def chunks() -> Iterator[bytes]:
+        yield b'--x\r\ncontent-disposition: form-data; name="video"; filename="a.mp4"\r\n\r\n'
+        for _ in range(30):
+            yield big[:100_000]
+
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    assert "send a smaller file" in error(served.client.post("/v1/answer", content=chunks(), headers=headers), 413)
+    words = "word " * 5000
+    assert "at most 20000" in error(served.ask(question=words), 413)
+    assert not served.left()
+
+
+@pytest.mark.parametrize("name", ["../../../../tmp/evil.mp4", "/etc/passwd", "a\nb`$(id)`.mp4", "." * 300, ""])
+def test_file_names_mean_nothing(served: Served, name: str) -> None:
+    before = set(served.folder.rglob("*"))
+    got = served.form({"video": (name or "x", served.video.read_bytes())})
+    assert got.status_code == 200, got.text
+    assert got.json()["facts"]["video"] == "video"
+    assert set(served.folder.rglob("*")) == before
+    assert "not a side-channel" in error(served.form({"../video": served.video.open("rb")}), 400)

@@ -1,0 +1,194 @@
+"""PPLLaVA's towers, projector and pooling against the public classes (tests/golden/encoders/ppllava)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.paths import GOLDEN, read_json
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.testing import assert_close
+
+from pave.models.encoders import ppllava_projector
+from pave.models.encoders.ppllava_clip import Vision, stretched
+from pave.models.encoders.ppllava_projector import IMAGE, VIDEO, Projector, Sizes, build, pool, pooled_size, window
+from pave.types import UserError
+
+FOLDER = GOLDEN / "encoders/ppllava"
+TABLES, TABLE = ("position_embedding", "position_embedding_res"), "multi_modal_projector.clip_text_model.embeddings."
+TOLD = {"vision_config": {"num_attention_heads": 4, "num_hidden_layers": 6}}
+
+
+def arrays(name: str) -> dict[str, Tensor]:
+    return {key: torch.from_numpy(x) for key, x in np.load(FOLDER / f"{name}.npz").items()}
+
+
+CASES, PROMPTS, TOOLS = arrays("pooling"), arrays("prompt_pooling"), read_json(FOLDER / "pooling.json")
+
+
+def published() -> dict[str, Tensor]:
+    """All tensors of the public classes; what no feature passes holds NaN."""
+    state = {**arrays("bt_weights"), **arrays("prompt_weights")}
+    for name, first in zip(TABLES, (0, 20)):
+        whole = torch.full((248, 40), torch.nan)
+        kept = state[TABLE + name]
+        whole[first : first + len(kept)] = kept
+        state[TABLE + name] = whole
+    last = {"encoder.layers.4.": "encoder.layers.5."}
+    last |= {f"btadapter_{x}_layers.2.": f"btadapter_{x}_layers.3." for x in "ST"}
+    for old, new in last.items():
+        state |= {n.replace(old, new): x * torch.nan for n, x in state.items() if old in n}
+    norm = {f"vision_tower.vision_model.post_layernorm.{n}": torch.full((32,), torch.nan) for n in ("weight", "bias")}
+    return {**state, **norm, "image_newline": torch.zeros(48)}
+
+
+def write(folder: Path, state: dict[str, Tensor], told: dict[str, Any] = TOLD) -> Path:
+    folder.mkdir(exist_ok=True)
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(told))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Vision, Projector]:
+    return ppllava_projector.load(write(tmp_path_factory.mktemp("ppllava"), published()), text_heads=4)
+
+
+@pytest.mark.parametrize("case", TOOLS["cases"])
+def test_pooling(case: str) -> None:
+    told = TOOLS["cases"][case]
+    source = "warm" if case == "no_weights" else case
+    x = CASES[f"{source}/x"].movedim(1, -1)
+    size = told.get("output_size")
+    kernel, stride = window(x.shape[1:4], size) if size else (told["kernel"], told["stride"])
+    found = pool(x, CASES.get(f"{case}/w"), kernel, stride, told.get("temperature", 0.01))
+    assert_close(found.movedim(-1, 1), CASES[f"{case}/y"], atol=2e-6, rtol=0)
+
+
+def test_sizes() -> None:
+    for row in TOOLS["get_size"]:
+        kernel, stride, output = (row[f"result_{name}"] for name in ("kernel", "stride", "output"))
+        assert list(pooled_size(row["input"], kernel, stride)) == output
+        if row["output_size"]:
+            assert [list(x) for x in window(row["input"], row["output_size"])] == [kernel, stride]
+    assert [np.prod(pooled_size((frames, 24, 24), VIDEO, VIDEO)) for frames in (32, 64)] == [1024, 2048]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", ["long", "short"])
+def test_prompt_guided_pooling(parts: tuple[Vision, Projector], case: str) -> None:
+    projector, tokens = parts[1], PROMPTS["patch_tokens"][None]
+    want = {name: PROMPTS[f"{case}/{name}"] for name in ("text_pooled", "text_projection", "cosine", "weights")}
+    ids = PROMPTS[f"{case}/clip_ids"]
+    assert_close(projector.clip_text_model(ids), want["text_pooled"], atol=1e-5, rtol=0)
+    prompt = projector.prompt(ids)
+    assert_close(prompt, want["text_projection"], atol=1e-5, rtol=0)
+    cosine, weights = projector.cosine(tokens, prompt), projector.weights(tokens, prompt)
+    assert_close(cosine.unflatten(2, (12, 12)), want["cosine"], atol=2e-6, rtol=0)
+    assert_close(weights.unflatten(2, (12, 12)), want["weights"], atol=5e-6, rtol=0)
+    projected, again = projector(tokens, ids)
+    assert torch.equal(again, weights)
+    assert_close(projected[0, :1, :, ::4], PROMPTS["projected_frame0"], atol=1e-5, rtol=0)
+    seen = projector.clip_visual_projection(projector.clip_visual_ln(tokens[0, :1]))
+    assert_close(seen[..., ::4], PROMPTS["visual_projection_frame0"], atol=1e-5, rtol=0)
+    grid, share = projected.unflatten(2, (12, 12)), weights.unflatten(2, (12, 12))
+    for kernel, name in ((VIDEO, "output_video"), (IMAGE, "output_image")):
+        pooled = pool(grid, share, kernel).flatten(1, 3)
+        assert_close(pooled[..., ::4], PROMPTS[f"{case}/{name}"], atol=5e-5, rtol=0)
+        assert (pooled - pool(grid, None, kernel).flatten(1, 3)).abs().max() > 0.1  # the prompt has a say
+
+
+def test_what_is_added_before_pooling_comes_out_as_its_weighted_mean() -> None:
+    x, added = torch.randn(2, 1, 4, 6, 6, 8)
+    weights = torch.rand(1, 4, 6, 6)
+    both = pool(x + added, weights, VIDEO)
+    assert_close(both, pool(x, weights, VIDEO) + pool(added, weights, VIDEO), atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_padding_of_a_prompt_changes_nothing(parts: tuple[Vision, Projector]) -> None:
+    ids, mask = PROMPTS["short/clip_ids"], PROMPTS["short/clip_mask"]
+    bare = ids[:, : int(mask.sum())]
+    longer = torch.cat([ids, torch.zeros(1, 60, dtype=torch.long)], 1)
+    for other in (bare, longer):
+        assert_close(parts[1].prompt(other), PROMPTS["short/text_projection"], atol=1e-5, rtol=0)
+
+
+def test_text_tower_and_scale_never_learn(parts: tuple[Vision, Projector]) -> None:
+    projector = parts[1]
+    projector.weights(
+        PROMPTS["patch_tokens"][None], projector.prompt(PROMPTS["long/clip_ids"])
+    ).square().sum().backward()
+    learns = {name for name, p in projector.named_parameters() if p.grad is not None}
+    projector.zero_grad(set_to_none=True)
+    seen = {f"clip_visual_{name}" for name in ("ln.weight", "ln.bias", "projection.weight")}
+    assert learns == {*seen, "clip_text_projection.weight"}
+
+
+def test_longer_position_table() -> None:
+    tables = arrays("text_positions")
+    assert_close(stretched(tables["table_77"]), tables["table_248"], atol=1e-6, rtol=0)
+
+
+@torch.no_grad()
+def test_branch_over_time(parts: tuple[Vision, Projector]) -> None:
+    vision, want = parts[0], arrays("bt_adapter")
+    assert (vision.image_size, vision.depth, vision.moments, vision.training) == (56, 4, 16, False)
+    frame = vision.pre_layrnorm(vision.embeddings(want["input"][0]))
+    for layer in vision.encoder.layers[:2]:
+        frame = layer(frame)
+    assert_close(frame[:1], want["hidden_2"], atol=1e-5, rtol=0)
+    main = vision.encoder.layers[2](frame)
+    first = (main[:, 1:] + vision._step(0, main[None], None)[0, :, 1:]) / 2
+    assert_close(torch.cat([main[:, :1], first], 1)[:1], want["hidden_3"], atol=2e-5, rtol=0)
+    found = vision(want["input"])
+    assert_close(found[0], want["hidden_minus2"][:, 1:], atol=2e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_frames_see_one_another_in_the_branch_only(tmp_path: Path) -> None:
+    pixels = arrays("bt_adapter")["input"]
+    plain = {name: x for name, x in published().items() if "btadapter" not in name}
+    for state, changes in ((published(), True), (plain, False)):
+        vision = ppllava_projector.load(write(tmp_path / str(changes), state), text_heads=4)[0]
+        whole = vision(pixels)
+        assert torch.allclose(vision(pixels[:, :1])[:, 0], whole[:, 0], atol=1e-4) != changes
+        two = vision(torch.cat([pixels.flip(1), pixels]))
+        assert_close(two[1:], whole, atol=1e-4, rtol=0)
+
+
+def test_parameters_of_the_published_size() -> None:
+    with torch.device("meta"):
+        vision, projector = build(Sizes())
+    parameters = {n: p.numel() for n, p in vision.named_parameters()}
+    branch = sum(p for n, p in parameters.items() if n.startswith("btadapter"))
+    layer = sum(p for n, p in parameters.items() if n.startswith("encoder.layers.0."))
+    # CLIP-L/14-336 has 303.5 M; its last layer and the norm after it are never needed.
+    assert sum(parameters.values()) - branch == 303_507_456 - layer - 2 * 1024
+    assert branch == 3 * (layer + 5 * 1024**2 + 7 * 1024) + 65 * 1024
+    text = sum(p.numel() for p in projector.clip_text_model.parameters())
+    # CLIP-L's text tower has 123.1 M with one table of 77 positions.
+    assert text == 123_060_480 + (2 * 248 - 77) * 768
+    assert sum(p.numel() for p in projector.parameters()) - text == 20_979_712 + 1024 * 768 + 768**2 + 2 * 1024 + 1
+
+
+@pytest.mark.parametrize("lost", ["patch_embedding", "encoder.layers.0.mlp.fc1", "linear_1", "everything"])
+def test_other_models_are_refused(lost: str, tmp_path: Path) -> None:
+    state = {name: x for name, x in published().items() if lost != "everything" and lost not in name}
+    with pytest.raises(UserError, match="holds no PPLLaVA towers"):
+        ppllava_projector.load(write(tmp_path / "a", {**state, "image_newline": torch.zeros(1)}))
+
+
+def test_wrong_tensors_are_named(tmp_path: Path) -> None:
+    state = published()
+    del state["vision_tower.vision_model.btadapter_S_layers.1.mlp.fc2.bias"]
+    with pytest.raises(UserError, match=r"a PPLLaVA picture tower: 1 missing, such as btadapter_S_layers\.1\.mlp"):
+        ppllava_projector.load(write(tmp_path / "a", state))
+    state = {**published(), "multi_modal_projector.gain": torch.zeros(1)}
+    with pytest.raises(UserError, match="a PPLLaVA projector: 1 unexpected, such as gain"):
+        ppllava_projector.load(write(tmp_path / "b", state))

@@ -1,0 +1,77 @@
+"""Prompts and label masks against the official ones, id by id (tests/golden/module/text)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from helpers.paths import GOLDEN, read_json
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from pave.models.bases._qwen_chat import TAG, Turn, encode, tokenize, turns
+from pave.types import IGNORE, VIDEO
+
+TEXT = GOLDEN / "module/text"
+LABELS = {case["case"]: case for case in read_json(TEXT / "labels.json")["cases"]}
+PROMPTS = read_json(TEXT / "prompts.json")["templates"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(TEXT / "tokenizer")
+
+
+def conversation(case: dict[str, Any]) -> list[Turn]:
+    """The turns as the official code tokenises them, its video tag already in front."""
+    roles = {"human": "user", "gpt": "assistant"}
+    return [Turn(roles[t["from"]], t["value"]) for t in case["after_preprocess_video_multimodal"]]
+
+
+def test_tokenizer_checks(tokenizer: PreTrainedTokenizerBase) -> None:
+    checks = read_json(TEXT / "tokenizer_checks.json")["cases"]
+    assert len(checks) == 16
+    for check in checks:
+        assert tokenizer(check["text"], add_special_tokens=False).input_ids == check["ids"]
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_released_mask(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    want = LABELS[name]["conv_llava_ov_qwen"]
+    got = encode(tokenizer, conversation(LABELS[name]), "official")
+    assert got.ids == want["input_ids"]
+    # A tag inside an answer leaves an id beyond the vocabulary among the official labels; we ignore that position.
+    labels = [IGNORE if label in want["out_of_vocab_labels"] else label for label in want["labels"]]
+    assert got.labels == labels
+
+
+@pytest.mark.parametrize("name", [n for n in LABELS if n != "empty_answer"])
+def test_answer_mask_is_the_one_of_the_other_official_template(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    want = LABELS[name]["Qwen2Tokenizer"]
+    got = encode(tokenizer, conversation(LABELS[name]))
+    assert got.ids == want["input_ids"]
+    assert got.labels == [IGNORE if label == VIDEO else label for label in want["labels"]]
+
+
+def test_answer_mask_supervises_the_end_of_an_empty_answer(tokenizer: PreTrainedTokenizerBase) -> None:
+    got = encode(tokenizer, conversation(LABELS["empty_answer"]))
+    assert tokenizer.decode([i for i in got.labels if i != IGNORE]) == "<|im_end|>\n"
+
+
+@pytest.mark.parametrize("case", PROMPTS["conv_llava_ov_qwen"] + PROMPTS["qwen_1_5"], ids=lambda c: c["case"])
+def test_prompts(case: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
+    texts = [None if not m else m.replace("<image>", TAG) for m in case["messages"]]
+    roles = ("user", "assistant")
+    got = encode(tokenizer, [Turn(roles[i % 2], text) for i, text in enumerate(texts)])
+    prompt = case["prompt"].replace("<image>", TAG)
+    assert got.ids == tokenize(tokenizer, prompt)
+    stored = case.get("ids_vision_token_image", case.get("ids_vision_token_video", case["ids_default"]))
+    assert got.ids == stored
+
+
+def test_a_question_about_a_video(tokenizer: PreTrainedTokenizerBase) -> None:
+    case = LABELS["two_turns"]
+    one, two = (c["value"] for c in case["conversations"][::2])
+    said = [c["value"] for c in case["conversations"][1::2]]
+    built = turns(two, ((one.removeprefix("<image>\n"), said[0]),), said[1])
+    assert encode(tokenizer, built) == encode(tokenizer, conversation(case))
+    assert encode(tokenizer, turns(two)).ids[-2:] == tokenize(tokenizer, "assistant\n")[-2:]

@@ -1,0 +1,130 @@
+"""Learning from pairs of answers: the loss by hand, the reference, and a run that comes to prefer the better ones."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.tiny_model import TinySetup, make_config
+
+from pave.checkpoints import build
+from pave.config import Config
+from pave.models.patched_model import Pave
+from pave.tasks import sideworld
+from pave.training import dpo, train
+from pave.types import IGNORE, UserError
+
+BETA = 0.3
+
+
+@pytest.fixture
+def pairs(tiny_setup: TinySetup, tmp_path: Path) -> Config:
+    """Every sound question of the tiny world; the worse answer is another word."""
+    lines = [
+        {"id": q.qid, "video": q.video, "prompt": f"<video>\n{sideworld.prompt(q)}", "chosen": q.answers[0]}
+        for q in sideworld.load("train", tiny_setup.data)
+        if q.group == "which_sound"
+    ]
+    for line in lines:
+        line["rejected"] = "buzz" if line["chosen"] != "buzz" else "chime"
+    root = tmp_path / "pairs"
+    root.mkdir()
+    (root / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for name in ("videos", "features"):
+        shutil.copytree(tiny_setup.data / name, root / name)
+    config = make_config(*tiny_setup, max_steps=6, learning_rate=1e-2, save_steps=3)
+    return dataclasses.replace(
+        config, dpo_beta=BETA, data=dataclasses.replace(config.data, task="preference", root=str(root))
+    )
+
+
+def test_margins_are_those_of_the_formula() -> None:
+    torch.manual_seed(0)
+    labels = torch.tensor([[0, IGNORE, 2, 3], [0, 1, IGNORE, 4], [0, IGNORE, IGNORE, 1], [0, 2, 2, 2]])
+    full = torch.randn(4, 4, 6)
+    given = full[:, :-1][labels[:, 1:] != IGNORE]
+    reference = torch.tensor([-1.0, -2.0, -3.0, -4.0])
+    logp = full.log_softmax(-1)
+    by_hand = [
+        sum(logp[row, at - 1, label] for at, label in enumerate(labels[row].tolist()) if at and label != IGNORE)
+        for row in range(4)
+    ]
+    found = dpo.margins(given, labels, reference, BETA)
+    for i in range(2):
+        gain = (by_hand[i] - reference[i]) - (by_hand[2 + i] - reference[2 + i])
+        assert found[i].item() == pytest.approx(BETA * gain.item(), abs=1e-5)
+    want = sum(math.log1p(math.exp(-m)) for m in found.tolist()) / 2
+    assert dpo.loss(found).item() == pytest.approx(want, abs=1e-6)
+
+
+@torch.no_grad()
+def test_the_reference_is_the_model_before_training(pairs: Config, tmp_path: Path) -> None:
+    model, arguments = build.create(pairs).train(), train.training_arguments(pairs, tmp_path)
+    data = dpo.Pairs(pairs, model.base, "train", with_answers=True)
+    dpo.refer(model, {"preference": data}, tmp_path, arguments)
+    assert model.training
+    assert len(data.reference) == len(data) > 2
+    whole = build.create(pairs).eval()
+    for pair in (data[0], data[1]):
+        batch = dpo.collate([pair], model.base.tokenizer.pad_token_id)
+        reference = batch.pop("reference")
+        assert batch["ids"].shape[0] == 2
+        outputs = whole(**batch)
+        found = dpo.log_probabilities(outputs["logits"], batch["labels"])
+        torch.testing.assert_close(found, reference, atol=1e-5, rtol=1e-5)
+    # A second run does not ask again.
+    again = dpo.Pairs(pairs, model.base, "train", with_answers=True)
+    dpo.refer(Pave(model.base, {}), {"preference": again}, tmp_path, arguments)
+    assert again.reference == data.reference
+
+
+def test_a_video_is_looked_at_once_for_both_answers(pairs: Config) -> None:
+    """Loss, margins and gradients are those of looking twice, as it must be where the sight depends on the answer."""
+    model = build.create(pairs).train()
+    for x in model.patches.parameters():
+        torch.nn.init.normal_(x, std=0.3)
+    data = dpo.Pairs(pairs, model.base, "train", with_answers=True)
+    once = [data[0]._replace(reference=torch.zeros(2)), data[2]._replace(reference=torch.zeros(2))]
+    assert once[0].chosen.pixels is not None
+    guided = [(p.chosen._replace(guide=[1]), p.rejected._replace(guide=[2])) for p in once]
+    twice = [dpo.Pair(chosen, rejected, p.reference) for p, (chosen, rejected) in zip(once, guided)]
+    found = []
+    for some, videos in ((once, 2), (twice, 4)):
+        batch = dpo.collate(some, model.base.tokenizer.pad_token_id)
+        batch.pop("guides", None)
+        assert len(batch["pixels"]) == len(batch["frame_seconds"]) == videos
+        model.zero_grad()
+        loss = dpo.Preference(BETA)(model, batch)["loss"]
+        loss.backward()
+        found.append([loss, *(x.grad for x in model.patches.parameters() if x.grad is not None)])
+    assert len(found[0]) > 5
+    for one, two in zip(*found):
+        torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-4)
+
+
+def test_a_run_comes_to_prefer_the_better_answers_and_resumes(pairs: Config, tmp_path: Path) -> None:
+    train.main(pairs, tmp_path / "whole")
+    log = [line for line in json.loads((tmp_path / "whole/log.json").read_text()) if "loss" in line]
+    assert log[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert log[-1]["loss"] < log[0]["loss"]
+    assert log[-1]["preference/margin"] > 0 == log[0]["preference/margin"]
+    train.main(pairs, tmp_path / "again")
+    for later in ("checkpoint-6", "final"):
+        for file in (tmp_path / "again" / later).iterdir():
+            file.unlink()
+        (tmp_path / "again" / later).rmdir()
+    train.main(pairs, tmp_path / "again", resume=True)
+    first, second = (build.load(tmp_path / f / "final")[0].state_dict() for f in ("whole", "again"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_questions_without_a_worse_answer_are_refused(tiny_setup: TinySetup) -> None:
+    config = dataclasses.replace(make_config(*tiny_setup), dpo_beta=BETA)
+    base = build.load_base(config.base)
+    with pytest.raises(UserError, match="has no worse answer"):
+        dpo.Pairs(config, base, "train", with_answers=True)
