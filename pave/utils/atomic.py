@@ -1,4 +1,4 @@
-"""Writing whole or not at all: temporary name beside the target, fsync, rename."""
+"""Write files and folders whole or not at all: under a temporary name beside the target, fsync, rename."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 @contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
-    """Yields a temporary path that becomes `target` on success and vanishes on error."""
+    """Yield a temporary path that becomes `target` on success and is deleted on error."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
@@ -24,7 +24,7 @@ def atomic_file(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
-    """Yields a temporary folder that becomes `target`, replacing an older one, on success and vanishes on error."""
+    """Yield a temporary folder that replaces `target` on success and is deleted on error."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -43,6 +43,12 @@ def atomic_folder(target: Path) -> Iterator[Path]:
             os.replace(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a text file in UTF-8, whole or not at all."""
+    with atomic_file(file) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _sync(file: Path) -> None:
