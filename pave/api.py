@@ -19,14 +19,14 @@ from pave.utils.atomic import atomic_folder
 from pave.utils.hub_download import folder as hub_folder
 
 
-class Pave(patched_model.Pave):
+class Pave(patched_model.PatchedModel):
     """A model that knows its config."""
 
-    def __init__(self, loaded: patched_model.Pave, config: Config) -> None:
+    def __init__(self, loaded: patched_model.PatchedModel, config: Config) -> None:
         super().__init__(loaded.base, dict(loaded.patches.items()))
-        self.patch_weights, self.loras, self.config = loaded.patch_weights, loaded.loras, config
+        self.patch_weights, self.lora_patches, self.config = loaded.patch_weights, loaded.lora_patches, config
         # Without it a folder of a base that has learnt would be written without what the base has learnt.
-        self.tuned = loaded.tuned
+        self.modified_base_tensors = loaded.modified_base_tensors
         self.train(loaded.training)
 
     @classmethod
@@ -73,7 +73,7 @@ class Pave(patched_model.Pave):
     def _save(self, folder: Path, name: str, license: str, results: Sequence[str | Path]) -> None:
         with atomic_folder(folder) as temporary:
             patch_folder.write(self, self.config, temporary)
-            text = card(self, patch_folder.as_it_is(self, self.config), name, license, [Path(one) for one in results])
+            text = card(self, patch_folder.effective_config(self, self.config), name, license, [Path(one) for one in results])
             (temporary / CARD_FILE).write_text(text)
 
     def add(self, name: str, source: str | Path, overrides: Sequence[str] = (), trust_plugins: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""The data that flows through pave, and the letters of its shapes.
+"""Data types that all of pave shares, and the letters of its shapes.
 
 B batch, T video frames, S tokens a frame, K side steps, P tokens a step, C side width, Q query width, D LLM width,
 L text length, N video tokens, V vocabulary.
@@ -16,23 +16,23 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-VIDEO = -200
-"""Stands for visual tokens among token ids."""
-IGNORE = -100
-"""A label that is not learnt."""
+VIDEO_TOKEN_ID = -200
+"""Id that stands for a visual token among token ids."""
+IGNORE_INDEX = -100
+"""Label of a token that the loss leaves out."""
 
 
 class UserError(ValueError):
-    """Something the user can mend: one line with the file, what was found, what was expected and what to do."""
+    """An error that the user can mend: one line with the file, what it holds, what was expected and what to do."""
 
 
-class NotThere(UserError):
-    """A file of annotations that is not where it belongs; of a split that one may do without."""
+class MissingAnnotations(UserError):
+    """A file of annotations is missing; callers may skip its split."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question about one video; made by a task, JSON-able."""
+    """One question about one video, made by a task; can be written as JSON."""
 
     qid: str
     video: str
@@ -42,11 +42,11 @@ class Question:
     history: tuple[tuple[str, str], ...] = ()
     """Earlier (question, answer) turns of the same conversation."""
     features: str = ""
-    """Feature file below a side's folder, without its suffix; empty for the stem of `video`."""
-    pictures: tuple[str, ...] = ()
-    """Separate pictures instead of a video, for bases that see them; `video` is the first."""
+    """Feature file below the folder of a side-channel, without its suffix; empty for the stem of `video`."""
+    images: tuple[str, ...] = ()
+    """Separate images instead of a video, for bases that accept them; `video` is the first."""
     rejected: str = ""
-    """The worse of two answers, for learning from preferences."""
+    """The worse of two answers, for preference optimisation."""
 
 
 class Clip(NamedTuple):
@@ -55,23 +55,23 @@ class Clip(NamedTuple):
     frames: np.ndarray
     """uint8[T,H,W,3]"""
     seconds: np.ndarray
-    """float[T], when each frame is shown."""
+    """float[T], the time at which each frame is shown."""
 
 
-class Pictures(NamedTuple):
-    """Separate pictures, which do not follow one another."""
+class Images(NamedTuple):
+    """Separate images, which do not follow one another."""
 
     frames: list[np.ndarray]
-    """uint8[H,W,3] of each, of any size."""
+    """uint8[H,W,3] each, of any size."""
 
 
-class Item(NamedTuple):
-    """One thing to extract the tokens of."""
+class MediaItem(NamedTuple):
+    """One media file, or folder of files, to extract side tokens from."""
 
     name: str
-    """Of its feature file below the store, without suffix."""
+    """Name of its feature file below the feature folder, without suffix."""
     path: Path
-    """A media file, or a folder for channels made of many files."""
+    """A media file, or a folder for side-channels made of many files."""
 
 
 class SideTokens(NamedTuple):
@@ -80,21 +80,21 @@ class SideTokens(NamedTuple):
     x: Tensor
     """float[K,P,C]"""
     seconds: Tensor | None = None
-    """float[K], the middle of what each step covers, or None where the channel has no clock."""
+    """float[K], the middle of the time that each step covers, or None for a side-channel without time."""
 
 
 class VideoTokens(NamedTuple):
-    """What a base makes of the key frames."""
+    """Features that a base computes from key frames."""
 
     query: Tensor
-    """float[B,T,S,Q], the tower's features before the projector."""
+    """float[B,T,S,Q], features of the vision tower, before the projector."""
     embeds: Tensor
     """float[B,T,S,D], after the projector."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One answer of a model, as one line of predictions.jsonl."""
+    """One answer of a model: one line of predictions.jsonl."""
 
     qid: str
     text: str

@@ -16,7 +16,7 @@ from pave.media import feature_files
 from pave.models import lora, state_dicts, trainable
 from pave.models.bases._loading import Settings
 from pave.models.patch.patch import ConvShape, Patch
-from pave.models.patched_model import Pave, check_weight
+from pave.models.patched_model import PatchedModel, check_weight
 from pave.models.state_dicts import shapes
 from pave.types import UserError
 from pave.utils import registry
@@ -61,21 +61,21 @@ def make_patch(config: PatchConfig, query_dim: int, embed_dim: int) -> Patch:
         config.side_dim,
         query_dim,
         embed_dim,
-        width=config.hidden_dim,
-        side_width=config.side_hidden_dim,
+        hidden_dim=config.hidden_dim,
+        side_hidden_dim=config.side_hidden_dim,
         heads=config.heads,
-        depth=config.num_layers,
+        num_layers=config.num_layers,
         rope=config.rope,
         conv=conv,
         queries=(config.queries[0], config.queries[1]) if config.queries else None,
-        values=config.value_projection,
+        value_projection=config.value_projection,
         neighborhood=config.neighborhood,
-        reach=config.window_reach,
+        window_reach=config.window_reach,
         kernel=config.kernel,
     )
 
 
-def create(config: Config, weights: bool = True) -> Pave:
+def create(config: Config, weights: bool = True) -> PatchedModel:
     """A fresh model: frozen base, LoRA and patches at their start or that of their `init`; what trains as configured.
 
     Without weights: shapes only, and no `init`. Raises UserError where an `init` folder does not fit.
@@ -84,18 +84,18 @@ def create(config: Config, weights: bool = True) -> Pave:
     with torch.device("cpu" if weights else "meta"):
         lora.inject(base.hf, base.lora_targets, config.lora)
         patches = {name: make_patch(side, base.query_dim, base.embed_dim) for name, side in config.sides.items()}
-        model = Pave(base, patches)
+        model = PatchedModel(base, patches)
     for name, side in config.sides.items():
         if side.init_from and weights:
-            _start_patch(model.patches[name], name, config, Path(configs.resolve(side.init_from)))
+            init_patch_from(model.patches[name], name, config, Path(configs.resolve(side.init_from)))
     if config.lora.init_from and weights:
-        _start_lora(model, config, Path(configs.resolve(config.lora.init_from)))
+        init_lora_from(model, config, Path(configs.resolve(config.lora.init_from)))
     trainable.start(model, config)
-    _settle(model, config.sides)
+    apply_patch_settings(model, config.sides)
     return model
 
 
-def _settle(model: Pave, sides: Mapping[str, PatchConfig]) -> None:
+def apply_patch_settings(model: PatchedModel, sides: Mapping[str, PatchConfig]) -> None:
     """Freeze the patches that do not train; weights as configured."""
     for name, side in sides.items():
         if not side.trainable:
@@ -103,7 +103,7 @@ def _settle(model: Pave, sides: Mapping[str, PatchConfig]) -> None:
     model.set_patches({**model.patch_weights, **{name: side.weight for name, side in sides.items()}})
 
 
-def _start_patch(patch: nn.Module, name: str, config: Config, folder: Path) -> None:
+def init_patch_from(patch: nn.Module, name: str, config: Config, folder: Path) -> None:
     """Fill a fresh patch from a trained folder. Raises UserError for another base, geometry or shape."""
     # Of what this folder names nothing is imported: numbers are compared, and the plugins are those of `config`.
     trained, file = read_config(folder, trust_plugins=True), folder / PATCH_FILE
@@ -127,7 +127,7 @@ def _start_patch(patch: nn.Module, name: str, config: Config, folder: Path) -> N
     patch.load_state_dict(tensors)
 
 
-def _start_lora(model: Pave, config: Config, folder: Path) -> None:
+def init_lora_from(model: PatchedModel, config: Config, folder: Path) -> None:
     """Fill a fresh LoRA from a trained folder. Raises UserError for another base, rank or alpha."""
     trained = read_config(folder, trust_plugins=True)  # as for a patch, nothing is imported
     check_same_base(trained, config, folder)
@@ -140,19 +140,19 @@ def _start_lora(model: Pave, config: Config, folder: Path) -> None:
     lora.load_state(model.base.hf, feature_files.read_safetensors(folder / ADAPTER_FILE).state, folder / ADAPTER_FILE)
 
 
-def load(folder: Path, overrides: Sequence[str] = (), trust_plugins: bool = False) -> tuple[Pave, Config]:
+def load(folder: Path, overrides: Sequence[str] = (), trust_plugins: bool = False) -> tuple[PatchedModel, Config]:
     """A trained model from a folder of ours. Strict; see `read_config` for plugins."""
     config = read_config(folder, overrides, trust_plugins)
-    model = Pave(load_base(config.base), {})
+    model = PatchedModel(load_base(config.base), {})
     if trainable.is_tuned(config.base):
         trainable.fill(model, folder / trainable.FILE)
-    attach(model, lora.DEFAULT, config.sides, read_for(model, config, folder))
+    attach_patches(model, lora.DEFAULT, config.sides, read_checked(model, config, folder))
     return model.eval(), config
 
 
-def read(model: Pave, config: Config, folder: Path) -> None:
+def read(model: PatchedModel, config: Config, folder: Path) -> None:
     """Fill a model in place from a folder. Raises UserError naming a missing, extra or misshapen tensor."""
-    trained = read_for(model, config, folder)
+    trained = read_checked(model, config, folder)
     model.patches.load_state_dict(trained.patches.state_dict())
     if trained.lora:
         lora.load_state(model.base.hf, trained.lora, folder / ADAPTER_FILE)
@@ -160,7 +160,7 @@ def read(model: Pave, config: Config, folder: Path) -> None:
         trainable.fill(model, folder / trainable.FILE)
 
 
-class Trained(NamedTuple):
+class PatchWeights(NamedTuple):
     """What a folder holds, checked against a base."""
 
     patches: nn.ModuleDict
@@ -170,7 +170,7 @@ class Trained(NamedTuple):
     folder: Path
 
 
-def read_for(model: Pave, config: Config, folder: Path) -> Trained:
+def read_checked(model: PatchedModel, config: Config, folder: Path) -> PatchWeights:
     """Patches and LoRA of a folder for a model's base. Strict, and the model stays as it is."""
     base, file = model.base, folder / PATCH_FILE
     for name, side in config.sides.items():
@@ -187,16 +187,16 @@ def read_for(model: Pave, config: Config, folder: Path) -> Trained:
     if config.lora.r:
         adapter = feature_files.read_safetensors(folder / ADAPTER_FILE).state
         lora.check_fits(base.hf, base.lora_targets, config.lora.r, adapter, folder / ADAPTER_FILE)
-    return Trained(patches, adapter, config.lora, folder)
+    return PatchWeights(patches, adapter, config.lora, folder)
 
 
-def attach(model: Pave, name: str, sides: Mapping[str, PatchConfig], trained: Trained) -> None:
+def attach_patches(model: PatchedModel, name: str, sides: Mapping[str, PatchConfig], trained: PatchWeights) -> None:
     """Put patches on a model, in the order and under the names of `sides`, and their LoRA under `name`."""
     model.patches.update(dict(zip(sides, trained.patches.values())))
     if trained.lora:
         hf = model.base.hf
         lora.inject(hf, model.base.lora_targets, trained.settings, name, weights=False)
         lora.load_state(hf, trained.lora, trained.folder / ADAPTER_FILE, name)
-        model.loras[name] = list(sides)
+        model.lora_patches[name] = list(sides)
     model.train(model.training)
-    _settle(model, sides)
+    apply_patch_settings(model, sides)

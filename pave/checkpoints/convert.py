@@ -8,11 +8,11 @@ from pathlib import Path
 from torch import nn
 
 from pave.checkpoints import build, official, patch_folder
-from pave.checkpoints.official import Named
+from pave.checkpoints.official import RenamedTensors
 from pave.config import Config
 from pave.media import feature_files
 from pave.models import lora, state_dicts
-from pave.models.patched_model import Pave
+from pave.models.patched_model import PatchedModel
 from pave.types import UserError
 
 
@@ -25,7 +25,7 @@ def to_ours(folder: Path, given: Config, out: Path) -> None:
     _check_new(out)
     content = official.read(folder, given)
     model = build.create(content.config, weights=False)
-    _hold(model, official.rename(model, content))
+    assign_tensors(model, official.rename(model, content))
     patch_folder.save(model, content.config, out)
 
 
@@ -43,7 +43,7 @@ def to_official(folder: Path, out: Path, overrides: Sequence[str] = (), trust_pl
     adapter = feature_files.read_safetensors(adapter_file).state if config.lora.r else {}
     state_dicts.check_same(state_dicts.shapes(model.patches.state_dict()), state_dicts.shapes(patches), file)
     state_dicts.check_same(state_dicts.shapes(lora.state(model.base.hf)), state_dicts.shapes(adapter), adapter_file)
-    _hold(model, Named(patches, adapter))
+    assign_tensors(model, RenamedTensors(patches, adapter))
     official.save(model, config, out)
 
 
@@ -52,7 +52,7 @@ def _check_new(out: Path) -> None:
         raise UserError(f"{out}: exists; give the name of a new folder")
 
 
-def _hold(model: Pave, named: Named) -> None:
+def assign_tensors(model: PatchedModel, named: RenamedTensors) -> None:
     """Tensors in place of a skeleton's parameters; loading would turn them into its dtype."""
     ending = f".{lora.DEFAULT}.weight"
     adapter = {name.removeprefix(lora.PREFIX).removesuffix(".weight") + ending: x for name, x in named.adapter.items()}

@@ -17,6 +17,7 @@ from pave.media import feature_files
 from pave.models import state_dicts
 from pave.models.bases import _llava_onevision_layouts
 from pave.types import UserError
+from pave.utils.json_files import read_json
 from pave.utils import hub_download
 from pave.utils.atomic import atomic_folder
 
@@ -71,7 +72,7 @@ def main(path: str, out: Path, to: Layout, vision_heads: int | None = None) -> N
             save_file(renamed, temporary / file, {"format": "pt"})
             places |= dict.fromkeys(renamed, file)
         if (source / INDEX).is_file():
-            index = {**json.loads((source / INDEX).read_text()), "weight_map": places}
+            index = {**_read_index(source), "weight_map": places}
             (temporary / INDEX).write_text(json.dumps(index, indent=1))
         for other in source.iterdir():
             if other.suffix in COPIED and other.name not in ("config.json", f"config.{to}.json", INDEX):
@@ -87,19 +88,21 @@ def main(path: str, out: Path, to: Layout, vision_heads: int | None = None) -> N
 
 def _read_config(source: Path) -> dict[str, Any]:
     file = source / "config.json"
-    if not file.is_file():
-        raise UserError(f"{source}: no config.json in it; expected the folder of a LLaVA-OneVision base")
-    raw = json.loads(file.read_text())
+    raw = read_json(file, "the settings of a LLaVA-OneVision base")
     if raw.get("model_type") not in LAYOUTS:
         raise UserError(f"{file}: model_type is {raw.get('model_type')!r}; expected one of {', '.join(LAYOUTS)}")
     return raw
+
+
+def _read_index(source: Path) -> dict[str, Any]:
+    return read_json(source / INDEX, "which file holds which tensor; download the base again", ["weight_map"])
 
 
 def _shapes(source: Path) -> dict[str, dict[str, tuple[int, ...]]]:
     """File -> tensor -> shape, of all files that the index names, or of the only one."""
     files = [WHOLE]
     if (source / INDEX).is_file():
-        files = sorted(set(json.loads((source / INDEX).read_text())["weight_map"].values()))
+        files = sorted(set(_read_index(source)["weight_map"].values()))
     found: dict[str, dict[str, tuple[int, ...]]] = {}
     for file in files:
         if not (source / file).is_file():

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from pave.checkpoints import model_zoo, official_reader
 from pave.types import UserError
+from pave.utils.json_files import read_json
 from pave.utils.atomic import atomic_folder
 
 log = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ def main(name: str, out: Path) -> None:
 def _fetched(folder: Path) -> str | None:
     """Which release a folder is, if any."""
     file = folder / SOURCE
-    return json.loads(file.read_text())["name"] if file.is_file() else None
+    return read_json(file, "what `pave fetch` wrote", ["name"])["name"] if file.is_file() else None
 
 
 def _download(name: str, out: Path) -> tuple[Remote, Path]:

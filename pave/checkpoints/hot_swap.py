@@ -9,13 +9,13 @@ from pathlib import Path
 from pave.checkpoints import build, patch_folder
 from pave.config import Config
 from pave.models import lora, trainable
-from pave.models.patched_model import Pave
+from pave.models.patched_model import PatchedModel
 from pave.types import UserError
 from pave.utils import registry
 
 
 def add(
-    model: Pave, config: Config, name: str, folder: Path, overrides: Sequence[str] = (), trust_plugins: bool = False
+    model: PatchedModel, config: Config, name: str, folder: Path, overrides: Sequence[str] = (), trust_plugins: bool = False
 ) -> Config:
     """Put the patch and the LoRA of a folder on a loaded model as patch `name`; several become `name_side`.
 
@@ -32,15 +32,15 @@ def add(
         for side, patch in trained.sides.items()
     }
     for new in (name, *sides):
-        if new in model.patches or new in model.loras:
+        if new in model.patches or new in model.lora_patches:
             raise UserError(f"{folder}: this model already has a patch or LoRA '{new}'; choose another name")
         if not new or "." in new or hasattr(model.patches, new):
             raise UserError(f"{folder}: '{new}' cannot name a patch; choose another name")
-    build.attach(model, name, sides, build.read_for(model, trained, folder))
+    build.attach_patches(model, name, sides, build.read_checked(model, trained, folder))
     return dataclasses.replace(config, sides={**config.sides, **sides})
 
 
-def remove(model: Pave, config: Config, name: str) -> Config:
+def remove(model: PatchedModel, config: Config, name: str) -> Config:
     """Take a patch off a loaded model, and its LoRA with the last patch that it came with. Returns the config without.
 
     Raises UserError for an unknown patch, and where LoRA was merged.
@@ -49,10 +49,10 @@ def remove(model: Pave, config: Config, name: str) -> Config:
         raise UserError(f"this model has no patch '{name}'; {registry.nearest(name, model.patches)}")
     lora.check_not_merged(model.base.hf)
     del model.patches[name]
-    for adapter, patches in list(model.loras.items()):
+    for adapter, patches in list(model.lora_patches.items()):
         if patches == [name]:
             lora.remove(model.base.hf, adapter)
-            del model.loras[adapter]
+            del model.lora_patches[adapter]
         elif name in patches:
             patches.remove(name)
     model.set_patches({other: model.patch_weights[other] for other in model.patches})
@@ -60,7 +60,7 @@ def remove(model: Pave, config: Config, name: str) -> Config:
 
 
 def hotswap(
-    model: Pave, config: Config, folder: Path, overrides: Sequence[str] = (), trust_plugins: bool = False
+    model: PatchedModel, config: Config, folder: Path, overrides: Sequence[str] = (), trust_plugins: bool = False
 ) -> Config:
     """Replace all patches and LoRAs of a loaded model by those of a folder on the same base. Returns its config.
 
@@ -69,12 +69,12 @@ def hotswap(
     trained = patch_folder.read_config(folder, overrides, trust_plugins)
     _check_base(trained, config, folder)
     lora.check_not_merged(model.base.hf)
-    incoming = build.read_for(model, trained, folder)
-    for adapter in model.loras:
+    incoming = build.read_checked(model, trained, folder)
+    for adapter in model.lora_patches:
         lora.remove(model.base.hf, adapter)
     model.patches.clear()
-    model.loras, model.patch_weights = {}, {}
-    build.attach(model, lora.DEFAULT, trained.sides, incoming)
+    model.lora_patches, model.patch_weights = {}, {}
+    build.attach_patches(model, lora.DEFAULT, trained.sides, incoming)
     seen = trained.base
     base = dataclasses.replace(config.base, frames=seen.frames, fps=seen.fps, frame_sampling=seen.frame_sampling)
     return dataclasses.replace(trained, base=base)

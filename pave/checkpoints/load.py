@@ -15,13 +15,13 @@ from pave import config as configs
 from pave.checkpoints import build, official, patch_folder
 from pave.config import Config, LoraConfig
 from pave.models import lora
-from pave.models.patched_model import Pave
+from pave.models.patched_model import PatchedModel
 
 
-def fingerprint(model: Pave) -> str:
+def fingerprint(model: PatchedModel) -> str:
     """sha256 of all patches and LoRA, and of the base's vectors (norms, biases), which any other training moves."""
     tensors = {f"patches.{name}": x for name, x in model.patches.state_dict().items()}
-    tensors |= {f"{adapter}.{k}": x for adapter in model.loras for k, x in lora.state(model.base.hf, adapter).items()}
+    tensors |= {f"{adapter}.{k}": x for adapter in model.lora_patches for k, x in lora.state(model.base.hf, adapter).items()}
     tensors |= {f"base.{name}": x for name, x in model.base.named_parameters() if x.ndim == 1}
     return hashlib.sha256(save({name: x.detach().cpu().contiguous() for name, x in tensors.items()})).hexdigest()
 
@@ -39,7 +39,7 @@ def load_model(
     base_only: bool = False,
     device: str | None = None,
     trust_plugins: bool = False,
-) -> tuple[Pave, Config]:
+) -> tuple[PatchedModel, Config]:
     """A trained folder, ours or a released one, on a device; `base_only` leaves its patches and LoRA out.
 
     UserError: see `checkpoint.read_config` for plugins.

@@ -22,14 +22,14 @@ from pave.checkpoints.official_reader import (
     PREFIXES,
     WITH_LORA,
     WITHOUT_LORA,
-    Released,
+    OfficialCheckpoint,
     read,
 )
 from pave.config import Config
 from pave.models import lora, state_dicts
 from pave.models.bases import _llava_onevision_layouts
 from pave.models.patch.patch import Patch
-from pave.models.patched_model import Pave
+from pave.models.patched_model import PatchedModel
 from pave.types import UserError
 from pave.utils.atomic import atomic_folder
 
@@ -55,7 +55,7 @@ _PATCH_NAMES = (
 )
 
 
-class Named(NamedTuple):
+class RenamedTensors(NamedTuple):
     """Tensors under our names."""
 
     patches: dict[str, Tensor]
@@ -85,7 +85,7 @@ def is_official(folder: Path) -> bool:
     return any((folder / name).is_file() for name in PATCH_FILES)
 
 
-def load(folder: Path, given: Config) -> tuple[Pave, Config]:
+def load(folder: Path, given: Config) -> tuple[PatchedModel, Config]:
     """The model of a released folder, with its config. Strict; UserError names what is missing, extra or misshapen."""
     content = read(folder, given)
     model = build.create(content.config)
@@ -97,7 +97,7 @@ def load(folder: Path, given: Config) -> tuple[Pave, Config]:
     return model.eval(), content.config
 
 
-def rename(model: Pave, content: Released) -> Named:
+def rename(model: PatchedModel, content: OfficialCheckpoint) -> RenamedTensors:
     """A folder's tensors under the names of a model of its config. UserError: the first that does not fit."""
     patches: dict[str, Tensor] = {}
     for prefix, (side, state) in zip(PREFIXES, content.patches.items()):
@@ -110,13 +110,13 @@ def rename(model: Pave, content: Released) -> Named:
         patches |= {f"{side}.{name}": x for name, x in ours.items()}
     have = {name.replace(_OUR_LAYERS, _THEIR_LAYERS): tuple(x.shape) for name, x in lora.state(model.base.hf).items()}
     state_dicts.check_same(have, state_dicts.shapes(content.adapter), content.file.with_name(ADAPTER_FILE))
-    return Named(patches, {name.replace(_THEIR_LAYERS, _OUR_LAYERS): x for name, x in content.adapter.items()})
+    return RenamedTensors(patches, {name.replace(_THEIR_LAYERS, _OUR_LAYERS): x for name, x in content.adapter.items()})
 
 
-def _check_vocabulary(model: Pave, content: Released) -> None:
+def _check_vocabulary(model: PatchedModel, content: OfficialCheckpoint) -> None:
     """Copies of embedding and head in an adapter file must be the base's: PAVE trains neither."""
     for name, x in content.vocabulary.items():
-        owner: Any = model.base.hf.get_input_embeddings() if name == EMBEDDING else model.base.head
+        owner: Any = model.base.hf.get_input_embeddings() if name == EMBEDDING else model.base.lm_head
         mine = owner.weight
         given = x[: len(mine)].to(mine.dtype).to(x.dtype)
         if given.shape != mine.shape or not torch.equal(given, mine.to(x.dtype)):
@@ -126,13 +126,13 @@ def _check_vocabulary(model: Pave, content: Released) -> None:
             )
 
 
-def save(model: Pave, config: Config, folder: Path) -> None:
+def save(model: PatchedModel, config: Config, folder: Path) -> None:
     """Write a folder in the released layout, whole or not at all; tensors in the dtype they have in the model.
 
     As released, it does not say 3D rope, heads and strides: the official code takes them from its command line.
     Raises UserError for what that code cannot do.
     """
-    config = patch_folder.as_it_is(model, config)
+    config = patch_folder.effective_config(model, config)
     _check_known(config, folder)
     wrapped, name = ("base_model.model.", WITH_LORA) if config.lora.r else ("", WITHOUT_LORA)
     patches = {
@@ -142,7 +142,7 @@ def save(model: Pave, config: Config, folder: Path) -> None:
     }
     adapter = {
         tensor.replace(_OUR_LAYERS, _THEIR_LAYERS): x.detach().cpu().contiguous()
-        for tensor, x in lora.state(model.base.hf, *model.loras).items()
+        for tensor, x in lora.state(model.base.hf, *model.lora_patches).items()
     }
     with atomic_folder(folder) as temporary:
         _write_json(_settings(model, config), temporary / CONFIG_FILE)
@@ -168,7 +168,7 @@ def _check_known(config: Config, folder: Path) -> None:
             raise UserError(f"{folder}: patches of different {field}; the official code builds the second as the first")
 
 
-def _settings(model: Pave, config: Config) -> dict[str, Any]:
+def _settings(model: PatchedModel, config: Config) -> dict[str, Any]:
     """config.json, of which the official code reads the last block; it builds the model from the base's own."""
     text, vision = model.base.hf.config.text_config, model.base.hf.config.vision_config
     several = len(config.sides) > 1

@@ -19,6 +19,7 @@ from pave.config import BaseConfig, Config, LoraConfig, PatchConfig
 from pave.media import feature_files
 from pave.models.bases import _llava_onevision_layouts
 from pave.types import UserError
+from pave.utils.json_files import read_json
 
 PATCH_FILES = WITH_LORA, WITHOUT_LORA = "non_lora_trainables.bin", "mm_projector.bin"
 """Where the patches are."""
@@ -32,8 +33,10 @@ _KINDS = ("pmv5", "ssmv5")
 _CHANGE_LORA = ("alpha_pattern", "layer_replication", "modules_to_save", "rank_pattern", "use_dora", "use_rslora")
 """Settings that change what an adapter computes; unset in every PAVE adapter."""
 
+EXPECTED = "a file of an official folder; download it again"
 
-class Released(NamedTuple):
+
+class OfficialCheckpoint(NamedTuple):
     """What a released folder holds, in its own dtypes, and the config it amounts to."""
 
     config: Config
@@ -47,13 +50,13 @@ class Released(NamedTuple):
     """The patches came from here."""
 
 
-def read(folder: Path, given: Config) -> Released:
+def read(folder: Path, given: Config) -> OfficialCheckpoint:
     """Everything a released folder says, without a base. Patches are called as the sides of `given`, in that order.
 
     One patch is `audio` if `given` names none. The base is the published one of the folder's width unless `given` has
     another. UserError: another kind of folder, something missing, sides that do not fit the patches.
     """
-    settings = _read_json(folder / CONFIG_FILE)
+    settings = read_json(folder / CONFIG_FILE, EXPECTED)
     wanted = ("temporal_aggregator_type", "feat_combine_method", "mm_newline_position")
     kind, combine, newline = (settings.get(key) for key in wanted)
     if kind not in _KINDS or combine != "add" or newline not in ("grid", "frame", "one_token", "no_token"):
@@ -74,7 +77,7 @@ def read(folder: Path, given: Config) -> Released:
     vocabulary = {name: adapter.pop(name) for name in (EMBEDDING, HEAD) if name in adapter}
     base = _base(given.base, newline, states[0]["output_norm.bias"].shape[0], file)
     config = dataclasses.replace(given, base=base, sides=sides, lora=adapter_config)
-    return Released(config, patches, adapter, vocabulary, file)
+    return OfficialCheckpoint(config, patches, adapter, vocabulary, file)
 
 
 def infer_patch(state: Mapping[str, Tensor], given: PatchConfig, file: Path) -> PatchConfig:
@@ -139,18 +142,6 @@ def _base(given: BaseConfig, newline: Any, width: int, file: Path) -> BaseConfig
     return dataclasses.replace(given, path=path, newline=newline)
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise UserError(f"{file}: no such file; a released folder has one, so download it again")
-    try:
-        content = json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"{file}: not valid JSON: {error}; download it again") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{file}: not a table of settings; download it again")
-    return content
-
-
 def _read_patches(file: Path) -> list[dict[str, Tensor]]:
     """One or two patches under official names, without prefix. UserError for anything else in the file."""
     pattern = re.compile(rf"(?:base_model\.)?(?:model\.)?model\.({'|'.join(PREFIXES)})\.(.+)")
@@ -169,13 +160,10 @@ def _read_patches(file: Path) -> list[dict[str, Tensor]]:
 def _read_adapter(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
     """LoRA's settings and its tensors under the names peft gives them today."""
     file = folder / ADAPTER_CONFIG
-    settings = _read_json(file)
+    settings = read_json(file, EXPECTED, ("r", "lora_alpha", "lora_dropout"))
     strange = [key for key in _CHANGE_LORA if settings.get(key)]
     if strange or settings.get("bias", "none") != "none":
         raise UserError(f"{file}: {', '.join(strange) or 'bias'} is set; expected plain LoRA, as PAVE trains it")
-    missing = [key for key in ("r", "lora_alpha", "lora_dropout") if key not in settings]
-    if missing:
-        raise UserError(f"{file}: '{missing[0]}' is missing; download it again")
     file, binary = folder / ADAPTER_FILE, folder / "adapter_model.bin"
     raw = _tensors(binary) if binary.is_file() and not file.is_file() else feature_files.read_safetensors(file).state
     state = {re.sub(r"\.default\.weight$", ".weight", name): x for name, x in raw.items()}

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from pave import config as configs
 from pave.config import Config
 from pave.models import lora, trainable
-from pave.models.patched_model import Pave
+from pave.models.patched_model import PatchedModel
 from pave.types import UserError
 from pave.utils import registry
 from pave.utils.atomic import atomic_folder
@@ -34,33 +34,33 @@ def check_same_base(trained: Config, config: Config, folder: Path, also: Sequenc
             )
 
 
-def write(model: Pave, config: Config, folder: Path) -> None:
+def write(model: PatchedModel, config: Config, folder: Path) -> None:
     """Our files into an existing folder; `save` is the safe way to a finished one.
 
     Raises UserError where the model has the LoRAs of several folders.
     """
-    config = as_it_is(model, config)
+    config = effective_config(model, config)
     (folder / CONFIG_FILE).write_text(configs.dump(config))
     save_file({k: v.detach().contiguous().cpu() for k, v in model.patches.state_dict().items()}, folder / PATCH_FILE)
-    for name in model.loras:
+    for name in model.lora_patches:
         lora.write_settings(model.base.lora_targets, config.lora, config.base.path, folder)
         save_file({k: v.contiguous().cpu() for k, v in lora.state(model.base.hf, name).items()}, folder / ADAPTER_FILE)
-    if model.tuned:
+    if model.modified_base_tensors:
         save_file({k: v.contiguous().cpu() for k, v in trainable.state(model).items()}, folder / trainable.FILE)
 
 
-def as_it_is(model: Pave, config: Config) -> Config:
+def effective_config(model: PatchedModel, config: Config) -> Config:
     """The config with the weights and the LoRA that the model has now. Raises UserError where it has several LoRAs."""
-    if len(model.loras) > 1:
-        raise UserError(f"this model has several LoRAs ({', '.join(model.loras)}), a folder holds one; remove a patch")
+    if len(model.lora_patches) > 1:
+        raise UserError(f"this model has several LoRAs ({', '.join(model.lora_patches)}), a folder holds one; remove a patch")
     sides = {name: dataclasses.replace(side, weight=model.patch_weights[name]) for name, side in config.sides.items()}
     adapter = dataclasses.replace(config.lora, r=0)
-    for name in model.loras:
+    for name in model.lora_patches:
         adapter = dataclasses.replace(config.lora, **lora.settings(model.base.hf, name))
     return dataclasses.replace(config, sides=sides, lora=adapter)
 
 
-def save(model: Pave, config: Config, folder: Path) -> None:
+def save(model: PatchedModel, config: Config, folder: Path) -> None:
     """Write a patch folder whole or not at all."""
     with atomic_folder(folder) as temporary:
         write(model, config, temporary)

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from pave.models import lora
 from pave.models.bases.llava_onevision import LlavaOnevision
 from pave.models.trainable import roots, without_autograd
-from pave.types import IGNORE, VIDEO, UserError, VideoTokens
+from pave.types import IGNORE_INDEX, VIDEO_TOKEN_ID, UserError, VideoTokens
 from pave.utils.registry import nearest
 
 
@@ -42,7 +42,7 @@ def _of_one(side: SideBatch, i: int) -> SideBatch:
     return {"x": side["x"][i : i + 1], "steps": [side["steps"][i]], "seconds": seconds and [seconds[i]]}
 
 
-def _widen(x: Tensor, like: Tensor) -> Tensor:
+def pad_last_dim(x: Tensor, like: Tensor) -> Tensor:
     """Zeros behind float[...,D], where a base has more behind its tokens for inner layers of its LLM."""
     more = like.shape[-1] - x.shape[-1]
     return F.pad(x, (0, more)) if more else x
@@ -64,7 +64,7 @@ def _check_own(places: Sequence[int], own: Sequence[int]) -> None:
             raise UserError(f"a batch: a row has {count} visual places, its video {tokens} tokens; expected one video")
 
 
-class Pave(nn.Module):
+class PatchedModel(nn.Module):
     """A frozen video language model with one patch for each side-channel."""
 
     def __init__(self, base: LlavaOnevision, patches: Mapping[str, nn.Module]) -> None:
@@ -73,9 +73,9 @@ class Pave(nn.Module):
         self.patches = nn.ModuleDict(patches)
         self.patch_weights = dict.fromkeys(patches, 1.0)
         """Factor on what each patch adds; 0 switches it off."""
-        self.loras = {name: list(patches) for name in lora.names(base.hf)}
+        self.lora_patches = {name: list(patches) for name in lora.names(base.hf)}
         """The patches that were trained with each LoRA."""
-        self.tuned: set[str] = set()
+        self.modified_base_tensors: set[str] = set()
         """Tensors of the base that are not as published."""
 
     @property
@@ -95,7 +95,7 @@ class Pave(nn.Module):
             check_weight(name, weight)
         strength = {
             name: max((weights.get(patch, 0.0) for patch in patches), key=abs, default=1.0)
-            for name, patches in self.loras.items()
+            for name, patches in self.lora_patches.items()
         }
         lora.set_weights(self.base.hf, strength)
         self.patch_weights = {name: float(weights.get(name, 0.0)) for name in self.patches}
@@ -120,7 +120,7 @@ class Pave(nn.Module):
         pixels: Tensor | list[Tensor],
         sides: Mapping[str, SideBatch],
         frame_seconds: list[Tensor] | None = None,
-        guides: Tensor | None = None,
+        prompt_ids: Tensor | None = None,
     ) -> Tensor:
         """float[B,T,3,h,w], or stored tokens float[B,T,S,Q+D], and side-channels -> visual tokens float[B,N,D].
 
@@ -133,24 +133,24 @@ class Pave(nn.Module):
                     x.to(device)[None],
                     {name: _of_one(side, i) for name, side in sides.items()},
                     frame_seconds and [frame_seconds[i]],
-                    None if guides is None else guides[i : i + 1],
+                    None if prompt_ids is None else prompt_ids[i : i + 1],
                 )
                 for i, x in enumerate(pixels)
             ]
             return pad_sequence([visual[0] for visual in alone], batch_first=True)
         if pixels.ndim == 5:
-            query, embeds = self._see(*(x for x in (pixels, guides) if x is not None))
+            query, embeds = self._see(*(x for x in (pixels, prompt_ids) if x is not None))
         else:
             stored = pixels.to(self.base.hf.dtype)
             query, embeds = stored.split([self.base.query_dim, self.base.embed_dim], -1)
         for name, patch in self.patches.items():
             if name in sides and self.patch_weights[name]:
-                update = self._update(patch, query, sides[name], frame_seconds).to(embeds.dtype)
-                embeds = torch.add(embeds, _widen(update, embeds), alpha=self.patch_weights[name])
-        return self.base.layout(embeds)
+                update = self.patch_update(patch, query, sides[name], frame_seconds).to(embeds.dtype)
+                embeds = torch.add(embeds, pad_last_dim(update, embeds), alpha=self.patch_weights[name])
+        return self.base.arrange_tokens(embeds)
 
     def _see(self, *inputs: Tensor) -> VideoTokens:
-        """What the base makes of pixels, and of guides where it takes any; a tower that does not learn only looks."""
+        """What the base makes of pixels, and of prompt_ids where it takes any; a tower that does not learn only looks."""
         tower = next(roots(self.base, "vision tower"), None) if torch.is_grad_enabled() else None
         if tower is None or any(x.requires_grad for x in tower.parameters()):
             return self.base.encode(*inputs)
@@ -160,7 +160,7 @@ class Pave(nn.Module):
         with without_autograd(tower):
             return self.base.encode(*inputs)
 
-    def _update(self, patch: nn.Module, query: Tensor, side: SideBatch, frame_seconds: list[Tensor] | None) -> Tensor:
+    def patch_update(self, patch: nn.Module, query: Tensor, side: SideBatch, frame_seconds: list[Tensor] | None) -> Tensor:
         """What a patch adds, float[B,T,S,D]; exactly nothing for samples without this side-channel."""
         present = [i for i, steps in enumerate(side["steps"]) if steps > 0]
         # Where no sample has it, one runs on a step of zeros for nothing: ranks that share parameters wait in there.
@@ -180,7 +180,7 @@ class Pave(nn.Module):
             return update
         return update.new_zeros(*query.shape[:3], update.shape[-1]).index_copy(0, rows, update)
 
-    def positions(
+    def position_ids(
         self,
         ids: Tensor,
         mask: Tensor,
@@ -188,10 +188,10 @@ class Pave(nn.Module):
         frame_seconds: list[Tensor] | None = None,
     ) -> Tensor | None:
         """int[A,B,L], or None for a base whose tokens stand one after the other, as usual."""
-        find = getattr(self.base, "positions", None)
+        find = getattr(self.base, "position_ids", None)
         if pixels is None or find is None:
             return None
-        again = max(1, int((ids == VIDEO).any(1).sum()) // len(pixels))
+        again = max(1, int((ids == VIDEO_TOKEN_ID).any(1).sum()) // len(pixels))
         return find(ids, mask, list(pixels) * again, frame_seconds and frame_seconds * again)
 
     def splice(
@@ -200,7 +200,7 @@ class Pave(nn.Module):
         pixels: Tensor | list[Tensor] | None,
         sides: Mapping[str, SideBatch],
         frame_seconds: list[Tensor] | None = None,
-        guides: Tensor | None = None,
+        prompt_ids: Tensor | None = None,
     ) -> Tensor:
         """int[B,L] with VIDEO at every visual position -> float[B,L,D]; videos fill the positions in order.
 
@@ -209,21 +209,21 @@ class Pave(nn.Module):
         """
         if pixels is None:
             return self.base.hf.get_input_embeddings()(ids.clamp(min=0))
-        visual = self.fuse(pixels, sides, frame_seconds, guides)
-        rows, places = visual.shape[1], ids == VIDEO
+        visual = self.fuse(pixels, sides, frame_seconds, prompt_ids)
+        rows, places = visual.shape[1], ids == VIDEO_TOKEN_ID
         own = [rows] * len(visual)
         if isinstance(pixels, list):
-            own = [self.base.visual_tokens(len(x), tuple(x.shape[-2:])) for x in pixels]
+            own = [self.base.num_visual_tokens(len(x), tuple(x.shape[-2:])) for x in pixels]
         _check_own(places.sum(1).tolist(), own)
         shows = places.any(1).long()
-        return self.place(ids, visual.flatten(0, 1), (shows.cumsum(0) - shows) % len(visual) * rows)
+        return self.scatter_visual_tokens(ids, visual.flatten(0, 1), (shows.cumsum(0) - shows) % len(visual) * rows)
 
-    def place(self, ids: Tensor, visual: Tensor, first: Tensor) -> Tensor:
+    def scatter_visual_tokens(self, ids: Tensor, visual: Tensor, first: Tensor) -> Tensor:
         """int[B,L] with VIDEO -> float[B,L,D]; a row takes those of `visual` float[M,D] from its `first` int[B] on."""
         embeds = self.base.hf.get_input_embeddings()(ids.clamp(min=0))
-        places = ids == VIDEO
+        places = ids == VIDEO_TOKEN_ID
         source = (first[:, None] + places.cumsum(1) - 1).clamp(min=0)
-        return torch.where(places[..., None], visual.to(embeds.dtype)[source], _widen(embeds, visual))
+        return torch.where(places[..., None], visual.to(embeds.dtype)[source], pad_last_dim(embeds, visual))
 
     def forward(
         self,
@@ -233,23 +233,23 @@ class Pave(nn.Module):
         pixels: Tensor | list[Tensor] | None = None,
         sides: Mapping[str, SideBatch] | None = None,
         frame_seconds: list[Tensor] | None = None,
-        guides: Tensor | None = None,
+        prompt_ids: Tensor | None = None,
         targets: Sequence[Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Loss (mean over the batch's label tokens) and logits float[n,V] at the n positions that have a label.
 
         With what a teacher sees of each video, how far the base is off counts as much.
         """
-        embeds = self.splice(ids, pixels, sides or {}, frame_seconds, guides)
-        places = self.positions(ids, mask, pixels, frame_seconds)
+        embeds = self.splice(ids, pixels, sides or {}, frame_seconds, prompt_ids)
+        places = self.position_ids(ids, mask, pixels, frame_seconds)
         more = {} if targets is None else {"output_hidden_states": True}
-        states = self.base.lm(inputs_embeds=embeds, attention_mask=mask, position_ids=places, use_cache=False, **more)
-        wanted = labels[:, 1:] != IGNORE
-        logits = self.base.head(states.last_hidden_state[:, :-1][wanted])
+        states = self.base.llm(inputs_embeds=embeds, attention_mask=mask, position_ids=places, use_cache=False, **more)
+        wanted = labels[:, 1:] != IGNORE_INDEX
+        logits = self.base.lm_head(states.last_hidden_state[:, :-1][wanted])
         loss = F.cross_entropy(logits.float(), labels[:, 1:][wanted])
         if targets is not None:
             lesson: Any = self.base.lesson
-            loss = loss + lesson.distance(lesson(states.hidden_states), ids == VIDEO, targets)
+            loss = loss + lesson.distance(lesson(states.hidden_states), ids == VIDEO_TOKEN_ID, targets)
         return {"loss": loss, "logits": logits}
 
     @torch.no_grad()
@@ -260,11 +260,11 @@ class Pave(nn.Module):
         pixels: Tensor | list[Tensor] | None = None,
         sides: Mapping[str, SideBatch] | None = None,
         frame_seconds: list[Tensor] | None = None,
-        guides: Tensor | None = None,
+        prompt_ids: Tensor | None = None,
         **sampling: Any,
     ) -> Tensor:
         """Greedy answers int[B,new] to left-padded prompts; `sampling` are transformers' generation arguments."""
-        embeds = self.splice(ids, pixels, sides or {}, frame_seconds, guides)
+        embeds = self.splice(ids, pixels, sides or {}, frame_seconds, prompt_ids)
         config = self.base.hf.generation_config
         # The release starts from one bos token that is never shown to the model but counts for the repetition penalty.
         start = torch.full((len(ids), 1), config.bos_token_id, device=ids.device)
@@ -272,7 +272,7 @@ class Pave(nn.Module):
             start,
             inputs_embeds=embeds,
             attention_mask=mask,
-            position_ids=self.positions(ids, mask, pixels, frame_seconds),
+            position_ids=self.position_ids(ids, mask, pixels, frame_seconds),
             **{"do_sample": False, "temperature": None, "top_p": None, "top_k": None, **sampling},
         )
         return new[:, 1:]

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from pave.config import BaseConfig, Config
 from pave.media import feature_files
-from pave.models.distillation_head import Lesson
+from pave.models.distillation_head import DistillationHead
 from pave.models.state_dicts import check_same
 from pave.types import UserError
 from pave.utils import distributed
 from pave.utils.registry import nearest
 
 if TYPE_CHECKING:
-    from pave.models.patched_model import Pave
+    from pave.models.patched_model import PatchedModel
 
 FILE = "base.safetensors"
 """The base's tensors that are not as published, under their names inside the base."""
@@ -47,7 +47,7 @@ def is_tuned(base: BaseConfig) -> bool:
     return bool(base.trainable or base.init_from)
 
 
-def start(model: Pave, config: Config) -> None:
+def start(model: PatchedModel, config: Config) -> None:
     """Go on from `base.init_from`, and let the parts of `base.trainable` train, but not what never does.
 
     Raises UserError for an unknown part, settings that exclude it, a folder that does not fit.
@@ -73,13 +73,13 @@ def start(model: Pave, config: Config) -> None:
         )
     if base.init_from:
         fill(model, Path(base.init_from) / FILE)
-    rests = re.compile(getattr(model.base, "rests", r"(?!)"))
+    rests = re.compile(getattr(model.base, "untrainable", r"(?!)"))
     parts = (*base.trainable, LESSON)
     learning = [n for n in state_names(model.base) if base_part(n) in parts and not rests.fullmatch(n)]
     for name, parameter in model.base.named_parameters():
         if name in learning:
             parameter.requires_grad_(True)
-    model.tuned |= {*learning}
+    model.modified_base_tensors |= {*learning}
 
 
 def state_names(base: nn.Module) -> list[str]:
@@ -88,14 +88,14 @@ def state_names(base: nn.Module) -> list[str]:
     return [name for name in base.state_dict() if name in tensors]
 
 
-def state(model: Pave) -> dict[str, Tensor]:
+def state(model: PatchedModel) -> dict[str, Tensor]:
     """The tensors of the base that are not as published."""
     tensors = dict(model.base.named_parameters()) | dict(model.base.named_buffers())
-    return {name: tensors[name].detach() for name in sorted(model.tuned)}
+    return {name: tensors[name].detach() for name in sorted(model.modified_base_tensors)}
 
 
 @torch.no_grad()
-def fill(model: Pave, file: Path) -> None:
+def fill(model: PatchedModel, file: Path) -> None:
     """Replace tensors of the base by those of a file. Raises UserError for one the base does not have, or of its shape.
 
     They may be few: a stage learns some parts only. A lesson is left out where there is no teacher any more.
@@ -108,10 +108,10 @@ def fill(model: Pave, file: Path) -> None:
         check_same({n: tuple(x.shape) for n, x in mine.items()}, {n: tuple(x.shape) for n, x in given.items()}, file)
         for name, tensor in mine.items():
             tensor.copy_(given[name])
-    model.tuned |= {*given}
+    model.modified_base_tensors |= {*given}
 
 
-def describe(model: Pave) -> str:
+def describe(model: PatchedModel) -> str:
     """The table of what is frozen and what trains."""
     parts: dict[str, tuple[int, int]] = {}
     for name, parameter in model.named_parameters():
@@ -162,7 +162,7 @@ def without_autograd(module: nn.Module) -> Iterator[None]:
             hook.remove()
 
 
-def trained(model: Pave) -> dict[str, list[nn.Parameter]]:
+def trained(model: PatchedModel) -> dict[str, list[nn.Parameter]]:
     """What trains, by part."""
     parts: dict[str, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -171,12 +171,12 @@ def trained(model: Pave) -> dict[str, list[nn.Parameter]]:
     return parts
 
 
-def prepare(model: Pave, config: Config) -> None:
+def prepare(model: PatchedModel, config: Config) -> None:
     """Give the base its lesson, where the config names a teacher. Raises UserError for a base without such stages."""
     if not config.distill_from:
         return
     base = model.base
-    if not hasattr(base, "cell"):
+    if not hasattr(base, "token_pixels"):
         raise UserError(f"teacher: {config.base.name} has no such stage, video_panda has; leave it empty")
     device = next(base.parameters()).device
-    base.lesson = Lesson(base.hf.config.num_hidden_layers, base.embed_dim, base.query_dim).to(device)
+    base.lesson = DistillationHead(base.hf.config.num_hidden_layers, base.embed_dim, base.query_dim).to(device)

@@ -73,7 +73,7 @@ def test_a_base_that_has_learnt_goes_in_and_out(tiny_setup: TinySetup, tmp_path:
     config = dataclasses.replace(config, base=dataclasses.replace(config.base, trainable=["projector"]))
     model = build.create(config)
     with torch.no_grad():
-        for name in model.tuned:
+        for name in model.modified_base_tensors:
             model.base.get_parameter(name).normal_()
     patch_folder.save(model, config, tmp_path / "trained")
     Pave.from_pretrained(tmp_path / "trained", device="cpu").save_pretrained(tmp_path / "mine")

@@ -43,16 +43,18 @@ class Bottleneck(nn.Module):
         self.space_norm = ChannelNorm(inner)
         self.out = nn.Conv3d(inner, dim_out, 1, bias=False)
         self.out_norm = ChannelNorm(dim_out)
-        changes = dim_in != dim_out or stride != 1
-        self.skip = nn.Conv3d(dim_in, dim_out, 1, (1, stride, stride), bias=False) if changes else None
-        self.skip_norm = ChannelNorm(dim_out) if changes else None
+        changes_shape = dim_in != dim_out or stride != 1
+        self.skip = nn.Conv3d(dim_in, dim_out, 1, (1, stride, stride), bias=False) if changes_shape else None
+        self.skip_norm = ChannelNorm(dim_out) if changes_shape else None
 
     def forward(self, x: Tensor) -> Tensor:
         """float[B,C,K,H,W] -> float[B,C',K,H',W']"""
         y = F.relu(self.time_norm(self.time(x)))
         y = F.relu(self.space_norm(self.space(y)))
         y = self.out_norm(self.out(y))
-        return F.relu(y + (x if self.skip is None or self.skip_norm is None else self.skip_norm(self.skip(x))))
+        if self.skip is not None and self.skip_norm is not None:
+            x = self.skip_norm(self.skip(x))
+        return F.relu(x + y)
 
 
 class ConvMap(nn.ModuleList):
@@ -64,20 +66,22 @@ class ConvMap(nn.ModuleList):
         widths = [width]
         for scale in scales[1:]:
             widths.append(widths[-1] * scale)
+
         stages: list[nn.Module] = [Stem(dim_in, width)]
         for i, (before, after) in enumerate(pairwise(widths), start=1):
             dilation = 2 if i == len(widths) - 1 else 1
-            first = Bottleneck(before, before, after, strides[i], dilation)
-            rest = [Bottleneck(after, before, after, 1, dilation) for _ in range(blocks[i] - 1)]
-            stages.append(nn.ModuleList([first, *rest]))
+            stage = [Bottleneck(before, before, after, strides[i], dilation)]
+            stage += [Bottleneck(after, before, after, 1, dilation) for _ in range(blocks[i] - 1)]
+            stages.append(nn.ModuleList(stage))
         super().__init__(stages)
-        self.width = widths[-1]
+        self.out_dim = widths[-1]
 
-    def forward(self, x: Tensor, inside: Tensor) -> Tensor:
-        """float[B,K,H,W,C] -> float[B,K,H',W',width]; steps outside (bool[B,K]) are as good as absent."""
-        outside = ~inside[:, None, :, None, None].to(x.device)
+    def forward(self, x: Tensor, is_valid: Tensor) -> Tensor:
+        """Map float[B,K,H,W,C] -> float[B,K,H',W',out_dim]; steps that are not valid (bool[B,K]) count as absent."""
+        is_padding = ~is_valid[:, None, :, None, None].to(x.device)
         stem, *stages = self
-        x = stem(x.movedim(-1, 1).masked_fill(outside, 0.0))
-        for block in (block for stage in stages for block in stage.children()):
-            x = block(x.masked_fill(outside, 0.0))
+        x = stem(x.movedim(-1, 1).masked_fill(is_padding, 0.0))
+        for stage in stages:
+            for block in stage.children():
+                x = block(x.masked_fill(is_padding, 0.0))
         return x.movedim(1, -1)

@@ -1,4 +1,4 @@
-"""The patch's 3D rotary embedding: one ladder of 64 frequencies, shared out over time, row and column."""
+"""The patch's 3D rotary embedding: 64 frequencies, shared out over time, row and column."""
 
 from __future__ import annotations
 
@@ -9,21 +9,30 @@ import torch
 from torch import Tensor
 
 HEAD_DIM = 128
+BASE = 10000.0
+"""The slowest frequency turns about this much slower than the fastest."""
 SECTIONS = (16, 24, 24)
 """Frequencies that turn with time, row and column."""
 
 
+class Rotation(NamedTuple):
+    """Cosine and sine of every token's 64 angles."""
+
+    cos: Tensor
+    sin: Tensor
+
+
 def cell_centers(cells: int, grid: int) -> Tensor:
-    """int[cells], where `cells` cells of a side sit on a finer side of `grid`: their centres, floored."""
-    return _places(grid, 2 * cells + 1)[1::2]
+    """Place a coarse side of `cells` on a finer side of `grid` -> int[cells], their centres, floored."""
+    return _evenly_spaced(grid, 2 * cells + 1)[1::2]
 
 
 def frame_times(frames: int, positions: Tensor) -> Tensor:
-    """int[B,frames], the key positions (int[B] of them) at which the query frames stand."""
-    return torch.stack([_places(max(frames, n) - 1, frames) for n in positions.tolist()])
+    """Place query frames among key positions: counts of positions int[B] -> int[B,frames]."""
+    return torch.stack([_evenly_spaced(max(frames, count) - 1, frames) for count in positions.tolist()])
 
 
-def _places(last: int, count: int) -> Tensor:
+def _evenly_spaced(last: int, count: int) -> Tensor:
     """int[count], evenly from 0 to `last`, floored."""
     # Checkpoints have learnt numpy's rounding: float32, torch's linspace or whole numbers differ by one at some sizes.
     return torch.from_numpy(np.linspace(0, last, count, dtype=np.int64))
@@ -37,30 +46,25 @@ def square_side(tokens: int) -> int:
     return side
 
 
-class Turn(NamedTuple):
-    """Cosine and sine of every token's 64 angles."""
-
-    cos: Tensor
-    sin: Tensor
-
-
-def turn(time: Tensor, tokens: int, grid: int, like: Tensor) -> Turn:
-    """float[R,U*tokens,64] for times int[R,U] and a square grid of tokens placed on a grid x grid map."""
+def rotation_at(time: Tensor, tokens: int, grid: int, like: Tensor) -> Rotation:
+    """Rotations float[R,U*tokens,64] at times int[R,U], for a square grid of tokens placed on a grid x grid map."""
     cells = cell_centers(square_side(tokens), grid)
     row, column = torch.cartesian_prod(cells, cells).view(-1, 2).unbind(-1)
-    ladder = 1 / 10000.0 ** (torch.arange(0, HEAD_DIM, 2, dtype=torch.float32) / HEAD_DIM)
-    by_time, by_row, by_column = ladder.split(SECTIONS)
-    parts = [
-        (time[..., None, None] * by_time).expand(*time.shape, tokens, -1),
-        (row[:, None] * by_row).expand(*time.shape, -1, -1),
-        (column[:, None] * by_column).expand(*time.shape, -1, -1),
+
+    frequencies = 1 / BASE ** (torch.arange(0, HEAD_DIM, 2, dtype=torch.float32) / HEAD_DIM)
+    time_frequencies, row_frequencies, column_frequencies = frequencies.split(SECTIONS)
+
+    angles = [
+        (time[..., None, None] * time_frequencies).expand(*time.shape, tokens, -1),
+        (row[:, None] * row_frequencies).expand(*time.shape, -1, -1),
+        (column[:, None] * column_frequencies).expand(*time.shape, -1, -1),
     ]
-    angle = torch.cat(parts, -1).flatten(1, 2)
-    return Turn(angle.cos().to(like), angle.sin().to(like))
+    angle = torch.cat(angles, -1).flatten(1, 2)
+    return Rotation(angle.cos().to(like), angle.sin().to(like))
 
 
-def rotate(x: Tensor, by: Turn) -> Tensor:
-    """float[..., heads, 128] turned by float[..., 64]; channel c pairs with c + 64 (halves, not neighbours)."""
-    cos, sin = by.cos[..., None, :], by.sin[..., None, :]
+def apply_rotary(x: Tensor, rotation: Rotation) -> Tensor:
+    """Rotate float[...,heads,128] by float[...,64]; channel c pairs with c + 64 (halves, not neighbours)."""
+    cos, sin = rotation.cos[..., None, :], rotation.sin[..., None, :]
     first, second = x.chunk(2, -1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)

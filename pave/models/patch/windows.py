@@ -27,67 +27,82 @@ class Windows(NamedTuple):
     """int[B], side steps of each sample before stretching."""
 
 
-def stretched(steps: Sequence[int], frames: int) -> list[int]:
-    """Positions after stretching to `frames`; signals that are long enough stay as they are."""
+def stretched_length(steps: Sequence[int], frames: int) -> list[int]:
+    """Positions of each signal after stretching to `frames`; signals that are long enough stay as they are."""
     # Quirk: the length comes from a float scale factor, so some pairs end one short: (49, 64) gives 63.
     return [k if k >= frames else int(k * (frames / k)) for k in steps]
 
 
 def chunks(steps: Sequence[int], frames: int, stretch_to: int | None = None) -> Windows:
-    """The released neighbourhood: `frames` consecutive chunks, the first (total mod frames) one longer."""
-    total = torch.tensor(stretched(steps, frames if stretch_to is None else stretch_to))
+    """The official neighbourhood: `frames` consecutive chunks, the first (total mod frames) one longer."""
+    total = torch.tensor(stretched_length(steps, frames if stretch_to is None else stretch_to))
+    size, longer = (total // frames)[:, None], (total % frames)[:, None]
+
     frame = torch.arange(frames)
-    base, extra = (total // frames)[:, None], (total % frames)[:, None]
-    start = frame * base + torch.minimum(frame.expand(len(total), -1), extra)
-    return Windows(start, base + (frame < extra).long(), total, torch.tensor(steps))
+    start = frame * size + torch.minimum(frame.expand(len(total), -1), longer)
+    return Windows(start, size + (frame < longer).long(), total, torch.tensor(steps))
 
 
 def centered(steps: Sequence[int], frames: int, reach: int) -> Windows:
     """`reach` positions around the middle of each frame's own chunk, moved inwards at both ends."""
-    total = torch.tensor(stretched(steps, frames))
+    total = torch.tensor(stretched_length(steps, frames))
     middle = (torch.arange(frames) + 0.5) * (total / frames)[:, None]
     length = total.clamp(max=reach)[:, None]
     start = torch.minimum((middle - length / 2).round().long().clamp(min=0), total[:, None] - length)
     return Windows(start, length.expand(-1, frames), total, torch.tensor(steps))
 
 
-def near(seconds: Sequence[Tensor], frame_seconds: Sequence[Tensor], reach: float) -> Windows:
+def within_seconds(seconds: Sequence[Tensor], frame_seconds: Sequence[Tensor], reach: float) -> Windows:
     """All steps whose time stamp lies within `reach` seconds of the frame's; nothing is stretched."""
-    pairs = [(s.cpu(), f.cpu()) for s, f in zip(seconds, frame_seconds)]
-    start = torch.stack([torch.searchsorted(s, f - reach) for s, f in pairs])
-    stop = torch.stack([torch.searchsorted(s, f + reach, right=True) for s, f in pairs])
-    steps = torch.tensor([len(s) for s in seconds])
-    return Windows(start, stop - start, steps, steps)
+    starts, stops = [], []
+    for step_times, frame_times in zip(seconds, frame_seconds):
+        step_times, frame_times = step_times.cpu(), frame_times.cpu()
+        starts.append(torch.searchsorted(step_times, frame_times - reach))
+        stops.append(torch.searchsorted(step_times, frame_times + reach, right=True))
+
+    start, steps = torch.stack(starts), torch.tensor([len(s) for s in seconds])
+    return Windows(start, torch.stack(stops) - start, steps, steps)
 
 
-def everything(steps: Sequence[int]) -> Windows:
+def one_window(steps: Sequence[int]) -> Windows:
     """One window a sample, shared by all its frames."""
     total = torch.tensor(steps)
     return Windows(torch.zeros_like(total)[:, None], total[:, None], total, total)
 
 
-class Gather:
+class WindowGather:
     """Cuts the windows of some rows out of packed steps; a view where they follow each other, else one gather."""
 
     def __init__(self, windows: Windows, rows: slice, per_step: int, like: Tensor) -> None:
         device = like.device
-        start, length = (t.flatten()[rows, None] for t in (windows.start, windows.length))
-        groups = windows.start.shape[1]
-        first = windows.steps.cumsum(0) - windows.steps
-        total, steps, first = (t.repeat_interleave(groups)[rows, None] for t in (windows.total, windows.steps, first))
+        start, length = windows.start.flatten()[rows, None], windows.length.flatten()[rows, None]
+
+        def by_row(per_sample: Tensor) -> Tensor:
+            """int[B] -> int[R,1]"""
+            return per_sample.repeat_interleave(windows.start.shape[1])[rows, None]
+
         slot = torch.arange(max(int(length.max()), 1))
         self.position = start + slot
         """int[R,W], host; slots beyond a window's length are masked."""
         self.length = length.flatten() * per_step
         """int[R], host: tokens of each window."""
-        # An empty window may look at its meaningless slots and is zeroed afterwards: no kernel meets a row of -inf.
-        inside, empty = slot < length, length == 0
-        self.mask = None if bool(inside.all()) else (inside | empty).repeat_interleave(per_step, 1).to(device)
+
+        # An empty window may attend to its meaningless slots and is zeroed afterwards: no kernel meets a row of -inf.
+        is_filled, is_empty = slot < length, length == 0
+        self.mask: Tensor | None = None
         """bool[R,W*P] or None where every slot holds a token."""
-        self.empty = empty.to(device) if bool(empty.any()) else None
+        if not bool(is_filled.all()):
+            self.mask = (is_filled | is_empty).repeat_interleave(per_step, 1).to(device)
+        self.empty = is_empty.to(device) if bool(is_empty.any()) else None
         """bool[R,1] windows without any step, or None."""
-        low, weight = _source(self.position, total, steps, like.dtype)
-        low, high = low + first, first + (low if weight is None else torch.minimum(low + 1, steps - 1))
+
+        # Each position lies between two packed steps, `low` and `high`; `weight` is the share of `high`.
+        steps = by_row(windows.steps)
+        first = by_row(windows.steps.cumsum(0) - windows.steps)
+        low, weight = _step_below(self.position, by_row(windows.total), steps, like.dtype)
+        high = low if weight is None else torch.minimum(low + 1, steps - 1)
+        low, high = low + first, high + first
+
         self.span = slice(int(low.min()), int(high.max()) + 1)
         """The packed steps from which these rows take theirs."""
         low, high = low - self.span.start, high - self.span.start
@@ -97,7 +112,7 @@ class Gather:
         self.weight = None if weight is None else weight.to(device)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The steps of `span`, float[m,P,H] -> float[R,W*P,H]"""
+        """Cut the windows out of the steps of `span`: float[m,P,H] -> float[R,W*P,H]."""
         if self.low is None:
             return x.view(len(self.position), -1, x.shape[-1])
         low = x[self.low]
@@ -106,13 +121,15 @@ class Gather:
         return low.flatten(1, 2)
 
 
-def _source(position: Tensor, total: Tensor, steps: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+def _step_below(position: Tensor, total: Tensor, steps: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
     """The step below each position int[R,W] and the next one's weight, float or None: linear, ends on ends."""
     last = steps - 1
     if torch.equal(total, steps):
         return torch.minimum(position, last), None
+
     exact = torch.float64 if dtype == torch.float64 else torch.float32
-    scale = torch.where(total == steps, 1.0, last.to(exact) / (total - 1).clamp(min=1).to(exact)).to(exact)
-    source = position.to(exact) * scale
-    low = torch.minimum(source.long(), last)
-    return low, (source - low).clamp(0, 1)
+    scale = last.to(exact) / (total - 1).clamp(min=1).to(exact)
+    scale = torch.where(total == steps, 1.0, scale).to(exact)
+    fractional = position.to(exact) * scale
+    low = torch.minimum(fractional.long(), last)
+    return low, (fractional - low).clamp(0, 1)

@@ -17,14 +17,14 @@ from pave import config as configs
 from pave.checkpoints import build, patch_folder
 from pave.media import feature_files
 from pave.models import lora
-from pave.models.patched_model import Pave
+from pave.models.patched_model import PatchedModel
 from pave.training import train
 from pave.types import SideTokens, UserError
 
 RECIPE = ROOT / "configs/multiple_side_channels.yaml"
 
 
-def trained_names(model: Pave) -> set[str]:
+def trained_names(model: PatchedModel) -> set[str]:
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 

@@ -157,7 +157,7 @@ def test_what_cannot_be_converted(tiny_setup: TinySetup, tmp_path: Path, capsys:
     out = tmp_path / "out"
     assert "is in the lmms layout already" in fails(capsys, tiny_setup.base, out, "--to", "lmms")
     assert "exists already" in fails(capsys, tiny_setup.base, tmp_path, "--to", "hf")
-    assert "no config.json" in fails(capsys, tmp_path, out, "--to", "hf")
+    assert "config.json: no such file" in fails(capsys, tmp_path, out, "--to", "hf")
     assert "pass vision_heads" in fails(capsys, OFFICIAL, out, "--to", "hf")
     source = untie(tiny_setup.base, tmp_path / "base", scale=1.0)
     (source / "model-00002-of-00002.safetensors").write_bytes(b"half")

@@ -20,7 +20,7 @@ from pave.data.dataset import Questions, make_sample
 from pave.media.video import read_clip
 from pave.models.bases import llava_onevision
 from pave.models.bases._loading import Settings
-from pave.models.patched_model import Pave
+from pave.models.patched_model import PatchedModel
 from pave.types import UserError
 
 
@@ -29,12 +29,12 @@ def folders(tiny_setup: TinySetup, tmp_path_factory: pytest.TempPathFactory) -> 
     return make_folders(tiny_setup, tmp_path_factory.mktemp("folders"))
 
 
-def logits(model: Pave, batch: dict[str, Any]) -> Tensor:
+def logits(model: PatchedModel, batch: dict[str, Any]) -> Tensor:
     with torch.no_grad():
         return model(**batch)["logits"]
 
 
-def answers(model: Pave, batch: dict[str, Any]) -> Tensor:
+def answers(model: PatchedModel, batch: dict[str, Any]) -> Tensor:
     return model.generate(**batch, max_new_tokens=8, min_new_tokens=8)
 
 
@@ -51,7 +51,7 @@ def test_switching_gives_the_bits_of_fresh_loads(folders: dict[str, Path], dtype
     model, config = build.load(folders["audio"], settings)
     config = hot_swap.add(model, config, "music", folders["music"], settings)
     asked, scored = (under(make_batch(first, model, left), "audio", "music") for left in (True, False))
-    bare = Pave(llava_onevision.load(config.base.path, Settings(getattr(torch, dtype))), {}).eval()
+    bare = PatchedModel(llava_onevision.load(config.base.path, Settings(getattr(torch, dtype))), {}).eval()
     wanted = {"audio": one, "music": two, "": bare}
     assert len({str(answers(m, asked).tolist()) for m in wanted.values()}) == 3
     for name in ("audio", "music", "audio", "", "music"):
@@ -96,7 +96,7 @@ def test_weights_scale_updates_and_lora(folders: dict[str, Path]) -> None:
     mixed = fused({"audio": 0.5, "dense": -2.0})
     torch.testing.assert_close(mixed - none, 0.5 * (audio - none) - 2.0 * (dense - none), atol=1e-5, rtol=1e-5)
     # The folder's LoRA is as strong as the strongest of its patches.
-    layer = model.base.lm.layers[0].mlp.up_proj
+    layer = model.base.llm.layers[0].mlp.up_proj
     x = torch.randn(3, layer.in_features)
     with torch.no_grad():
         a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
@@ -152,7 +152,7 @@ def test_add_and_remove(folders: dict[str, Path], tmp_path: Path) -> None:
     assert not any(module.training for module in model.modules())
     config = hot_swap.add(model, config, "avsd", folders["both"])
     assert list(model.patches) == list(config.sides) == ["audio", "music", "avsd_audio", "avsd_dense"]
-    assert model.loras == {"default": ["audio"], "music": ["music"], "avsd": ["avsd_audio", "avsd_dense"]}
+    assert model.lora_patches == {"default": ["audio"], "music": ["music"], "avsd": ["avsd_audio", "avsd_dense"]}
     with pytest.raises(UserError, match=r"several LoRAs \(default, music, avsd\)"):
         patch_folder.save(model, config, tmp_path / "none")
     assert not (tmp_path / "none").exists()

@@ -72,8 +72,8 @@ def test_ppllava_starts_as_llava_next_with_clips_own_relevance(llava: Path, clip
     assert main.main(["convert", str(llava), str(out), "--to", "ppllava", "--clip", str(clip)]) == 0
     base = ppllava.load(str(out))
     whole = CLIPModel.from_pretrained(clip).eval()
-    guide = torch.tensor([base.chat("what is heard?").guide])
-    pictures = base.preprocess_pictures([np.random.default_rng(0).integers(0, 256, (84, 84, 3), np.uint8)])
+    guide = torch.tensor([base.chat("what is heard?").prompt_ids])
+    pictures = base.preprocess_images([np.random.default_rng(0).integers(0, 256, (84, 84, 3), np.uint8)])
     hidden = whole.vision_model(pictures, output_hidden_states=True).hidden_states[-2][:, 1:]
     asked = whole.get_text_features(guide)
     asked = asked if isinstance(asked, torch.Tensor) else asked.pooler_output

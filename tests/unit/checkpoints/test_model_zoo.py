@@ -42,7 +42,7 @@ def test_all_fifteen_are_shown_with_the_facts(shown: dict[str, list[str]]) -> No
 def test_every_command_is_ours(shown: dict[str, list[str]]) -> None:
     for name, (_, _, published, *lines) in shown.items():
         release = model_zoo.find(name)
-        fetch, *scores, demo = (main._parse(shlex.split(line)[1:]) for line in lines)
+        fetch, *scores, demo = (main.parse_arguments(shlex.split(line)[1:]) for line in lines)
         assert fetch.name == name
         ckpt = model_zoo.default_folder(name)
         assert [Path(line.split()[3]) for line in lines[1:]] == [ckpt] * len(lines[1:])

@@ -16,7 +16,7 @@ from pave.checkpoints import build, official
 from pave.config import BaseConfig, Config, LoraConfig, PatchConfig
 from pave.models import lora
 from pave.models.bases import _llava_onevision_layouts
-from pave.models.patched_model import Pave
+from pave.models.patched_model import PatchedModel
 
 LAYOUTS = read_json(GOLDEN / "module/init/parameter_layouts.json")["layouts"]
 DEEP, SHALLOW = LAYOUTS["layout_5"], LAYOUTS["layout_1"]
@@ -113,7 +113,7 @@ def make(release: Release, folder: Path) -> Path:
 
 
 @cache
-def skeleton(base: str) -> Pave:
+def skeleton(base: str) -> PatchedModel:
     """Base and LoRA as shapes, without patches."""
     return build.create(Config(base=BaseConfig(path=base), sides={}), weights=False)
 
@@ -133,7 +133,7 @@ def test_released_layout(name: str, tmp_path: Path) -> None:
 
     base = skeleton(content.config.base.path)
     dims = base.base.query_dim, base.base.embed_dim
-    model = Pave(base.base, {n: build.make_patch(s, *dims) for n, s in content.config.sides.items()})
+    model = PatchedModel(base.base, {n: build.make_patch(s, *dims) for n, s in content.config.sides.items()})
     named = official.rename(model, content)
     model.patches.load_state_dict(named.patches)
     stored = torch.load(folder / "non_lora_trainables.bin", weights_only=True)

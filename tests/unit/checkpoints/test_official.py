@@ -26,12 +26,12 @@ from pave.data.collate import expand, pad
 from pave.models import lora
 from pave.models.bases import llava_onevision
 from pave.models.bases._loading import Settings
-from pave.models.patched_model import Pave
+from pave.models.patched_model import PatchedModel
 
 
 def test_base_alone() -> None:
     base = llava_onevision.load(BASE, Settings(newline="one_token", vision_heads=4), trim_vocabulary=False)
-    model = Pave(base, {})
+    model = PatchedModel(base, {})
     check_run(model, "a_base_only", {})
     data = arrays("a_base_only")
     with torch.no_grad():
@@ -161,8 +161,8 @@ def test_half_precision_embeddings_and_logits() -> None:
     pixels = model.base.preprocess(FRAMES["video_a"])[None]
     with torch.no_grad():
         embeds = model.splice(torch.tensor([ids]), pixels, audio("audio/vid_a"))
-        hidden = model.base.lm(inputs_embeds=embeds).last_hidden_state
-        logits = model.base.head(hidden[0, -4:])
+        hidden = model.base.llm(inputs_embeds=embeds).last_hidden_state
+        logits = model.base.lm_head(hidden[0, -4:])
     assert embeds.dtype == torch.float16
     assert_close(embeds[0, data["embeds_rows"]].float(), data["embeds"].float(), atol=5e-3, rtol=0)
     assert_close(logits.float(), data["logits_last4"].float().view(4, -1), atol=0.05, rtol=0)
@@ -182,7 +182,7 @@ def test_trained_checkpoint_answers_by_ear() -> None:
 def test_left_padded_batch_generates_as_alone() -> None:
     model = fresh("tiny_pave_v5_1_3_lora_trained")
     questions = ["Did you hear the sound of a dog barking?", "What is the person doing in the video?"]
-    n = model.base.visual_tokens(4)
+    n = model.base.num_visual_tokens(4)
     rows = [expand(e.ids, e.labels, n, 32768)[0] for e in map(model.base.chat, questions)]
     pixels = torch.stack([model.base.preprocess(FRAMES[f"video_{v}"]) for v in "ab"])
     mask = pad([[1] * len(r) for r in rows], 0, left=True).bool()

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from pave.checkpoints import official
 from pave.config import Config, PatchConfig
 from pave.models import lora
-from pave.models.patched_model import Pave
+from pave.models.patched_model import PatchedModel
 from pave.types import UserError
 
 
@@ -25,20 +25,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def model(folder: Path) -> Pave:
+def model(folder: Path) -> PatchedModel:
     return official.load(folder, Config(base=CONFIG, sides=SIDES))[0]
 
 
-def test_both_channels(model: Pave) -> None:
+def test_both_channels(model: PatchedModel) -> None:
     check_run(model, "f_multi_b1", BOTH)
 
 
-def test_neither_channel(model: Pave) -> None:
+def test_neither_channel(model: PatchedModel) -> None:
     check_run(model, "f_multi_no_feats", {})
 
 
 @pytest.mark.parametrize("side", ["dense", "audio"])
-def test_one_channel_missing(model: Pave, side: str) -> None:
+def test_one_channel_missing(model: PatchedModel, side: str) -> None:
     """The official model then drops both patches, with the outputs of `f_multi_no_feats`; ours adds what is there."""
     for name in ("f_multi_first_missing", "f_multi_second_missing"):
         assert SUMMARY[name]["loss"] == SUMMARY["f_multi_no_feats"]["loss"]
@@ -53,14 +53,14 @@ def test_one_channel_missing(model: Pave, side: str) -> None:
     assert_close(one + rest - bare, both, atol=1e-5, rtol=0)
 
 
-def test_the_first_alone_is_the_official_single_channel_model(model: Pave) -> None:
+def test_the_first_alone_is_the_official_single_channel_model(model: PatchedModel) -> None:
     batch, data = inputs(model, "g_languagebind"), arrays("g_languagebind")
     with torch.no_grad():
         embeds = model.splice(batch["ids"], batch["pixels"], {"dense": BOTH["dense"]})
     assert_close(embeds[:, data["embeds_rows"]], data["embeds"], atol=1e-4, rtol=0)
 
 
-def test_gradients(model: Pave) -> None:
+def test_gradients(model: PatchedModel) -> None:
     """The first patch frozen, LoRA and the second training, as in the official recipe."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name or name.startswith("patches.audio"))
@@ -88,7 +88,7 @@ def test_gradients(model: Pave) -> None:
         assert (got[name] - stored).norm() < 1e-3 * stored.norm(), name
 
 
-def test_generation_token_by_token(model: Pave) -> None:
+def test_generation_token_by_token(model: PatchedModel) -> None:
     lora.merge(model.base.hf)
     for question, want in SUMMARY["f_multi_generate"].items():
         encoded = model.base.chat(question)

@@ -117,8 +117,8 @@ def test_own_head_and_any_padding_of_the_vocabulary(tmp_path: Path, rows: int) -
     save_file(state, base / "model.safetensors", {"format": "pt"})
     edit(base / "config.json", tie_word_embeddings=False, vocab_size=rows)
     model = fresh(path=str(base))
-    assert model.base.head.weight.shape[0] == model.base.hf.get_input_embeddings().num_embeddings == 1004
-    assert model.base.head.weight.data_ptr() != model.base.hf.get_input_embeddings().weight.data_ptr()
+    assert model.base.lm_head.weight.shape[0] == model.base.hf.get_input_embeddings().num_embeddings == 1004
+    assert model.base.lm_head.weight.data_ptr() != model.base.hf.get_input_embeddings().weight.data_ptr()
     check_run(model, "b_pave", audio("audio/vid_a"))
 
 
@@ -150,7 +150,7 @@ def test_a_copy_of_the_vocabulary_beside_lora(folder: Path, dtype: torch.dtype) 
         ("adapter_config.json", {"use_rslora": True}, "use_rslora is set; expected plain LoRA"),
         ("adapter_config.json", {"alpha_pattern": {"q_proj": 3}}, "alpha_pattern is set"),
         ("adapter_config.json", {"bias": "all"}, "bias is set"),
-        ("adapter_config.json", {"lora_alpha": None}, "'lora_alpha' is missing"),
+        ("adapter_config.json", {"lora_alpha": None}, "has no 'lora_alpha'"),
         (
             "adapter_config.json",
             {"r": 4},
@@ -172,7 +172,7 @@ def test_missing_files_are_named(folder: Path, name: str) -> None:
 
 
 def test_a_broken_config_is_named(folder: Path) -> None:
-    for text, message in (("{", "not valid JSON"), ("[]", "not a table")):
+    for text, message in (("{", "not valid JSON"), ("[]", "holds a list")):
         (folder / "config.json").write_text(text)
         with pytest.raises(UserError, match=rf"config.json: {message}"):
             official.load(folder, GIVEN)

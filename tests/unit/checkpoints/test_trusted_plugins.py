@@ -77,7 +77,7 @@ def test_no_loader_runs_what_only_the_folder_names(
         lambda: build.load(folder),
         lambda: load_checkpoint.load_model(folder, None, ["base.frames=4"], base_only=True, device="cpu"),
         lambda: load_checkpoint.load_model(folder / "pave.yaml", None, base_only=True, device="cpu"),
-        lambda: session.load(plain, None, [], "cpu", [("more", str(folder))]),
+        lambda: session.load_with_patches(plain, None, [], "cpu", [("more", str(folder))]),
         lambda: hot_swap.add(model, own, "more", folder),
         lambda: hot_swap.hotswap(model, own, folder),
         lambda: loaded.add("more", folder),

@@ -9,7 +9,7 @@ from helpers.paths import GOLDEN, read_json
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from pave.models.bases._qwen_chat import TAG, Turn, encode, tokenize, turns
-from pave.types import IGNORE, VIDEO
+from pave.types import IGNORE_INDEX, VIDEO_TOKEN_ID
 
 TEXT = GOLDEN / "module/text"
 LABELS = {case["case"]: case for case in read_json(TEXT / "labels.json")["cases"]}
@@ -40,7 +40,7 @@ def test_released_mask(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
     got = encode(tokenizer, conversation(LABELS[name]), "official")
     assert got.ids == want["input_ids"]
     # A tag inside an answer leaves an id beyond the vocabulary among the official labels; we ignore that position.
-    labels = [IGNORE if label in want["out_of_vocab_labels"] else label for label in want["labels"]]
+    labels = [IGNORE_INDEX if label in want["out_of_vocab_labels"] else label for label in want["labels"]]
     assert got.labels == labels
 
 
@@ -49,12 +49,12 @@ def test_answer_mask_is_the_one_of_the_other_official_template(name: str, tokeni
     want = LABELS[name]["Qwen2Tokenizer"]
     got = encode(tokenizer, conversation(LABELS[name]))
     assert got.ids == want["input_ids"]
-    assert got.labels == [IGNORE if label == VIDEO else label for label in want["labels"]]
+    assert got.labels == [IGNORE_INDEX if label == VIDEO_TOKEN_ID else label for label in want["labels"]]
 
 
 def test_answer_mask_supervises_the_end_of_an_empty_answer(tokenizer: PreTrainedTokenizerBase) -> None:
     got = encode(tokenizer, conversation(LABELS["empty_answer"]))
-    assert tokenizer.decode([i for i in got.labels if i != IGNORE]) == "<|im_end|>\n"
+    assert tokenizer.decode([i for i in got.labels if i != IGNORE_INDEX]) == "<|im_end|>\n"
 
 
 @pytest.mark.parametrize("case", PROMPTS["conv_llava_ov_qwen"] + PROMPTS["qwen_1_5"], ids=lambda c: c["case"])

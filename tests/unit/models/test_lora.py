@@ -38,7 +38,7 @@ def put(hf: nn.Module, targets: str, config: LoraConfig, name: str, seed: int) -
 
 def hidden(base: LlavaOnevision) -> Tensor:
     with torch.no_grad():
-        return base.lm(input_ids=torch.tensor([[5, 6, 7, 8]])).last_hidden_state
+        return base.llm(input_ids=torch.tensor([[5, 6, 7, 8]])).last_hidden_state
 
 
 def test_adapters_of_different_rank_and_targets(base: LlavaOnevision, tiny_setup: TinySetup) -> None:
@@ -57,7 +57,7 @@ def test_adapters_of_different_rank_and_targets(base: LlavaOnevision, tiny_setup
         assert torch.equal(hidden(base), wanted[name])
     lora.set_weights(base.hf, {"wide": 0.0, "narrow": 0.0})
     assert torch.equal(hidden(base), plain)
-    up, q = base.lm.layers[0].mlp.up_proj, base.lm.layers[0].self_attn.q_proj
+    up, q = base.llm.layers[0].mlp.up_proj, base.llm.layers[0].self_attn.q_proj
     lora.set_weights(base.hf, {"wide": 0.5, "narrow": -1.0})
     x = torch.randn(3, 32)
     with torch.no_grad():
@@ -81,7 +81,7 @@ def test_injecting_switching_and_removing_leave_what_trains(base: LlavaOnevision
     assert trained() == {"first"}
     assert lora.names(base.hf) == ["first", "second"]
     # What was off stays off when another goes.
-    layer = base.lm.layers[0].mlp.up_proj
+    layer = base.llm.layers[0].mlp.up_proj
     lora.remove(base.hf, "second")
     assert list(layer.active_adapters) == []
     lora.remove(base.hf, "first")

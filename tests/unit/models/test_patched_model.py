@@ -17,8 +17,8 @@ from pave.checkpoints.official import patch_name, rename_patch
 from pave.data.collate import expand, pad
 from pave.models.bases import _llava_onevision_layouts
 from pave.models.bases.llava_onevision import LlavaOnevision
-from pave.models.patched_model import Pave
-from pave.types import IGNORE, UserError, VideoTokens
+from pave.models.patched_model import PatchedModel
+from pave.types import IGNORE_INDEX, UserError, VideoTokens
 
 SPLICE, PACKING = GOLDEN / "module/splice", GOLDEN / "module/packing"
 SPEC = read_json(SPLICE / "weights.json")
@@ -42,7 +42,7 @@ class StoredTower(nn.Module):
         return SimpleNamespace(hidden_states=[self.features[: len(pixels)]])
 
 
-def fake_model(case: dict[str, Any], data: dict[str, Tensor]) -> Pave:
+def fake_model(case: dict[str, Any], data: dict[str, Tensor]) -> PatchedModel:
     """The 40-wide fake model of the stored cases: embeddings, projector, newline and one patch."""
     text = {
         "hidden_size": 40,
@@ -81,10 +81,10 @@ def fake_model(case: dict[str, Any], data: dict[str, Tensor]) -> Pave:
     state = {k.removeprefix(prefix): v for k, v in WEIGHTS.items() if k.startswith(prefix)}
     patch = build(SPEC[f"patch_{case['patch']}"])
     patch.load_state_dict(rename_patch(patch, state))
-    return Pave(base, {"side": patch})
+    return PatchedModel(base, {"side": patch})
 
 
-def splice(name: str) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor], Pave]:
+def splice(name: str) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor], PatchedModel]:
     """Our embeddings, labels and mask of one stored case."""
     case = read_json(SPLICE / f"{name}.json")
     shared = {key: x for key, x in INPUTS.items() if key in case["tensors"]}
@@ -93,9 +93,9 @@ def splice(name: str) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor], Pave]:
     limit = case["config"]["tokenizer_model_max_length"] or 10**6
     ids = data["input_ids"]
     given_mask = data.get("attention_mask", torch.ones_like(ids)).bool()
-    given_labels = data.get("labels", torch.full_like(ids, IGNORE))
+    given_labels = data.get("labels", torch.full_like(ids, IGNORE_INDEX))
     rows = [
-        expand(i[m].tolist(), label[m].tolist(), model.base.visual_tokens(4), limit)
+        expand(i[m].tolist(), label[m].tolist(), model.base.num_visual_tokens(4), limit)
         for i, label, m in zip(ids, given_labels, given_mask)
     ]
     left = case["config"]["tokenizer_padding_side"] == "left"
@@ -112,10 +112,10 @@ def splice(name: str) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor], Pave]:
         # The original takes two videos in a row, of which ours has no use and makes a mistake of the data.
         with pytest.raises(UserError, match="1 rows show a video, there are 2 videos"):
             model.splice(ids, pixels, sides)
-        embeds = model.place(ids, model.fuse(pixels, sides).flatten(0, 1), torch.zeros(len(ids), dtype=torch.long))
+        embeds = model.scatter_visual_tokens(ids, model.fuse(pixels, sides).flatten(0, 1), torch.zeros(len(ids), dtype=torch.long))
     else:
         embeds = model.splice(ids, pixels, sides)
-    labels = pad([r[1] for r in rows], IGNORE, left)
+    labels = pad([r[1] for r in rows], IGNORE_INDEX, left)
     mask = pad([[1] * len(r[0]) for r in rows], 0, left).bool()
     return embeds, labels, mask, data, model
 
@@ -168,13 +168,13 @@ def test_newlines(side: int) -> None:
     for mode in ("grid", "frame", "one_token", "no_token"):
         base = stub(2 * side, "bilinear", mode, data["image_newline"])
         want = data[f"post/{side}/spatial_unpad/{mode}"]
-        assert torch.equal(base.layout(embeds)[0], want)
-        assert base.visual_tokens(embeds.shape[1]) == len(want)
+        assert torch.equal(base.arrange_tokens(embeds)[0], want)
+        assert base.num_visual_tokens(embeds.shape[1]) == len(want)
     # Where the merge type is not "unpad", one_token means none; where it is flat, every mode does.
     for merge, mode in (("spatial", "one_token"), ("flat", "grid")):
         key = f"post/{side}/flat" if merge == "flat" else f"post/{side}/{merge}/{mode}"
         assert _llava_onevision_layouts.newline_for(mode, merge) == "no_token"
-        assert torch.equal(stub(2 * side, "bilinear", "no_token", data["image_newline"]).layout(embeds)[0], data[key])
+        assert torch.equal(stub(2 * side, "bilinear", "no_token", data["image_newline"]).arrange_tokens(embeds)[0], data[key])
 
 
 def stub(side: int, pool: Any, newline_mode: Any, newline: Tensor) -> LlavaOnevision:

@@ -21,7 +21,7 @@ from pave.config import BaseConfig, Config, DataConfig, LoraConfig, PatchConfig
 from pave.data.collate import collate
 from pave.data.dataset import make_sample
 from pave.models import trainable
-from pave.models.patched_model import Pave
+from pave.models.patched_model import PatchedModel
 from pave.models.trainable import roots
 from pave.training import mixture, train
 from pave.types import Clip, SideTokens, UserError, VideoTokens
@@ -85,7 +85,7 @@ def test_all_that_learns_is_used(name: str, tmp_path: Path) -> None:
 class Step(NamedTuple):
     """One training step."""
 
-    model: Pave
+    model: PatchedModel
     loss: torch.Tensor
     seen: VideoTokens
     forward: Counter[torch.nn.Module]
@@ -124,7 +124,7 @@ def step(name: str, folder: Path, learn: list[str], checkpointing: bool) -> Step
     return Step(model, loss.detach(), seen[0], forward, calls - forward)
 
 
-def gradients(model: Pave) -> dict[str, torch.Tensor]:
+def gradients(model: PatchedModel) -> dict[str, torch.Tensor]:
     """Of all that learns, by name."""
     return {name: x.grad for name, x in model.named_parameters() if x.grad is not None}
 
@@ -231,6 +231,6 @@ def test_recipes_of_whole_models_are_whole(file: Path) -> None:
     assert {*config.base.trainable} <= {"tower", "projector", "llm"}
     assert config.base.dtype == "float32"
     assert config.lora.r == 0
-    for one in mixture.tasks(config).values():
+    for one in mixture.task_configs(config).values():
         assert "train" in registry.load("tasks", one.data.task).SPLITS
     assert (file.parents[2] / config.train["deepspeed"]).is_file()

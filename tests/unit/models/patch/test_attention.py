@@ -28,7 +28,7 @@ FRAME_SECONDS = [torch.tensor([0.2, 1.0, 3.1, 40.0])] * len(STEPS)
 def make(dtype: torch.dtype = torch.float64, **options: Any) -> Patch:
     """A small patch with random values everywhere, also in biases and norms."""
     torch.manual_seed(0)
-    patch = Patch(SIDE_DIM, QUERY_DIM, 20, **{"width": 64, "side_width": 24, "heads": 2, **options})
+    patch = Patch(SIDE_DIM, QUERY_DIM, 20, **{"hidden_dim": 64, "side_hidden_dim": 24, "heads": 2, **options})
     for p in patch.parameters():
         if p.dim() == 1:
             torch.nn.init.normal_(p)
@@ -93,14 +93,14 @@ def naive(patch: Patch, b: int, query: Tensor, x: Tensor) -> Tensor:
     for layer in patch.layers:
         update = torch.zeros_like(tokens)
         for t in range(FRAMES):
-            window = seen(patch.neighborhood, b, t, len(memory), patch.reach)
+            window = seen(patch.neighborhood, b, t, len(memory), patch.window_reach)
             keys = [(j, p, *layer.k(memory[j, p]).chunk(layer.heads)) for j in window for p in range(memory.shape[1])]
             for s in range(TOKENS if keys else 0):
                 out = []
                 for h, q in enumerate(layer.q(tokens[t, s]).chunk(layer.heads)):
                     key = torch.stack([k[2 + h] for k in keys])
                     value = key
-                    if layer.own_values:
+                    if layer.separate_values:
                         value = torch.stack([layer.v(memory[k[0], k[1]]).chunk(layer.heads)[h] for k in keys])
                     if patch.rope:
                         q = turned(q, stand[t], cells_q[s // side_q], cells_q[s % side_q])
@@ -116,9 +116,9 @@ def naive(patch: Patch, b: int, query: Tensor, x: Tensor) -> Tensor:
 NEIGHBORHOODS = [("chunks", 0), ("centered", 5), ("seconds", 1.3), ("global", 0)]
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "own values": {"values": "separate"},
+    "separate values": {"value_projection": "separate"},
     "learnable queries": {"queries": (FRAMES, TOKENS)},
-    "rope": {"rope": True, "width": 128, "heads": 1},
+    "rope": {"rope": True, "hidden_dim": 128, "heads": 1},
 }
 
 
@@ -129,7 +129,7 @@ def test_neighborhoods_in_closed_form(
     kind: str, reach: float, variant: str, per_step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(patch_module, "folding_pays", lambda tokens, key: per_step == 1)
-    patch = make(neighborhood=kind, reach=reach, **VARIANTS[variant])
+    patch = make(neighborhood=kind, window_reach=reach, **VARIANTS[variant])
     query, x = inputs(per_step)
     with torch.no_grad():
         want = torch.stack([naive(patch, b, query[b], x[b, :steps]) for b, steps in enumerate(STEPS)])
@@ -143,10 +143,10 @@ def test_neighborhoods_in_closed_form(
 def test_portions_and_folding_change_nothing(
     kind: str, reach: float, per_step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    patch, (query, x) = make(neighborhood=kind, reach=reach), inputs(per_step)
+    patch, (query, x) = make(neighborhood=kind, window_reach=reach), inputs(per_step)
     results = []
     for tokens, fold in ((10**9, False), (10**9, True), (1, True), (5 * TOKENS, False)):
-        monkeypatch.setattr(patch_module, "CPU_TOKENS", tokens)
+        monkeypatch.setattr(patch_module, "CPU_CHUNK_TOKENS", tokens)
         monkeypatch.setattr(patch_module, "folding_pays", lambda tokens, key, fold=fold: fold)
         results.append(outcome(patch, query, x))
     for other in results[1:]:
@@ -155,7 +155,7 @@ def test_portions_and_folding_change_nothing(
 
 @pytest.mark.parametrize(("kind", "reach"), NEIGHBORHOODS)
 def test_a_ragged_batch_equals_its_samples_alone(kind: str, reach: float) -> None:
-    patch, (query, x) = make(neighborhood=kind, reach=reach), inputs(4)
+    patch, (query, x) = make(neighborhood=kind, window_reach=reach), inputs(4)
     batch = run(patch, query, x)
     for b, steps in enumerate(STEPS):
         clocks = {"seconds": SIDE_SECONDS[b : b + 1], "frame_seconds": FRAME_SECONDS[b : b + 1]}
@@ -165,7 +165,7 @@ def test_a_ragged_batch_equals_its_samples_alone(kind: str, reach: float) -> Non
 CONV = ConvShape((1, 2, 1), (1, 1, 2), (1, 2, 1))
 
 
-@pytest.mark.parametrize("options", [{}, {"rope": True, "width": 128, "heads": 1}, {"conv": CONV}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"rope": True, "hidden_dim": 128, "heads": 1}, {"conv": CONV}], ids=str)
 @pytest.mark.parametrize("junk", [1e4, float("inf"), float("nan")])
 def test_padding_is_inert_forward_and_backward(options: dict[str, Any], junk: float) -> None:
     patch, (query, x) = make(**options), inputs(4)
@@ -181,7 +181,7 @@ def test_padding_is_inert_forward_and_backward(options: dict[str, Any], junk: fl
 @pytest.mark.parametrize(("frames", "steps"), [(1, 1), (1, 7), (3, 1), (5, 2), (2, 3000)])
 def test_extreme_sizes(frames: int, steps: int) -> None:
     for kind, reach in NEIGHBORHOODS:
-        patch = make(torch.float32, neighborhood=kind, reach=reach)
+        patch = make(torch.float32, neighborhood=kind, window_reach=reach)
         clocks = {"seconds": [torch.arange(steps)], "frame_seconds": [torch.arange(frames)]}
         out = patch(torch.randn(1, frames, TOKENS, QUERY_DIM), torch.randn(1, steps, 1, SIDE_DIM), **clocks)
         assert out.shape == (1, frames, TOKENS, 20)
@@ -211,7 +211,7 @@ def test_autocast_agrees() -> None:
 
 def test_gradients_are_exact() -> None:
     torch.manual_seed(0)
-    patch = Patch(3, 4, 5, width=8, side_width=6, heads=2, depth=2).double()
+    patch = Patch(3, 4, 5, hidden_dim=8, side_hidden_dim=6, heads=2, num_layers=2).double()
     params = {n: torch.randn_like(p, requires_grad=True) for n, p in patch.named_parameters() if p.requires_grad}
     query, x = torch.randn(2, 2, 2, 4).double().requires_grad_(), torch.randn(2, 5, 1, 3).double().requires_grad_()
 
@@ -225,9 +225,9 @@ def test_what_is_refused() -> None:
     with pytest.raises(ValueError, match="heads of 128 channels, got 64 / 2"):
         make(rope=True)
     with pytest.raises(ValueError, match="square grid of tokens, got 3"):
-        run(make(rope=True, width=128, heads=1), *inputs(3))
+        run(make(rope=True, hidden_dim=128, heads=1), *inputs(3))
     with pytest.raises(ValueError, match="needs time stamps"):
-        make(neighborhood="seconds", reach=1.0)(*inputs(1), STEPS)
+        make(neighborhood="seconds", window_reach=1.0)(*inputs(1), STEPS)
     with pytest.raises(UserError, match="flash-attn, which is not installed"):
         make(kernel="flash")
 
@@ -246,7 +246,7 @@ def fake_flash(q: Tensor, k: Tensor, v: Tensor, q_bounds: Tensor, k_bounds: Tens
     return out
 
 
-@pytest.mark.parametrize("variant", ["plain", "own values", "rope"])
+@pytest.mark.parametrize("variant", ["plain", "separate values", "rope"])
 @pytest.mark.parametrize(("kind", "reach"), NEIGHBORHOODS)
 def test_flash_equals_sdpa(kind: str, reach: float, variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("flash_attn")
@@ -255,6 +255,6 @@ def test_flash_equals_sdpa(kind: str, reach: float, variant: str, monkeypatch: p
     monkeypatch.setitem(sys.modules, "flash_attn", module)
     results = []
     for kernel in ("sdpa", "flash"):
-        patch = make(neighborhood=kind, reach=reach, kernel=kernel, **VARIANTS[variant])
+        patch = make(neighborhood=kind, window_reach=reach, kernel=kernel, **VARIANTS[variant])
         results.append(outcome(patch, *inputs(4)))
     assert_close(results[1], results[0], atol=1e-11, rtol=1e-11)

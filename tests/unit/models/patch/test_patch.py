@@ -117,7 +117,7 @@ def test_exo_sizes(out_dim: int, total: int) -> None:
 
 @pytest.mark.parametrize("rope", [False, True])
 def test_the_start_is_exactly_zero_and_only_the_output_norm_moves(rope: bool) -> None:
-    patch = Patch(8, 12, 20, width=128, heads=1, rope=rope)
+    patch = Patch(8, 12, 20, hidden_dim=128, heads=1, rope=rope)
     out = patch(torch.randn(2, 4, 9, 12), torch.randn(2, 7, 4, 8), [7, 2])
     assert torch.equal(out, torch.zeros(2, 4, 9, 20))
     (out * torch.randn_like(out)).sum().backward()

@@ -25,12 +25,12 @@ def numbers(key: str) -> tuple[int, int, int, int]:
     return frames, per_frame, steps, per_step
 
 
-def expected(ids: Tensor) -> rotary.Turn:
+def expected(ids: Tensor) -> rotary.Rotation:
     """The turn that int[3,tokens] of time, row and column ids stand for, written the official way round."""
     ladder = TABLE["inv_freq"]
     axis = torch.tensor([0] * 16 + [1] * 24 + [2] * 24)
     angle = ids.float()[axis].T * ladder
-    return rotary.Turn(angle.cos(), angle.sin())
+    return rotary.Rotation(angle.cos(), angle.sin())
 
 
 @pytest.mark.parametrize("spec", FACTORISED, ids=lambda s: s["key"])
@@ -65,18 +65,18 @@ def test_turns_follow_the_official_token_order(key: str) -> None:
     frames, per_frame, steps, per_step = numbers(key)
     grid = rotary.square_side(max(per_frame, per_step))
     times = rotary.frame_times(frames, torch.tensor([steps]))
-    assert_close(rotary.turn(times, per_frame, grid, LIKE), rotary.Turn(*(t[None] for t in expected(IDS[f"{key}/q"]))))
-    keys = rotary.turn(torch.arange(steps)[None], per_step, grid, LIKE)
-    assert_close(keys, rotary.Turn(*(t[None] for t in expected(IDS[f"{key}/k"]))))
+    assert_close(rotary.rotation_at(times, per_frame, grid, LIKE), rotary.Rotation(*(t[None] for t in expected(IDS[f"{key}/q"]))))
+    keys = rotary.rotation_at(torch.arange(steps)[None], per_step, grid, LIKE)
+    assert_close(keys, rotary.Rotation(*(t[None] for t in expected(IDS[f"{key}/k"]))))
 
 
 def test_tables() -> None:
-    turn = rotary.turn(torch.arange(40)[None], 1, 1, LIKE)
+    turn = rotary.rotation_at(torch.arange(40)[None], 1, 1, LIKE)
     # Time owns the first 16 frequencies; the others stand still on a 1 x 1 grid, at row and column 0.
     assert_close(turn.cos[0, :, :16], TABLE["cos"][:, :16], atol=1e-6, rtol=0)
     assert_close(turn.sin[0, :, :16], TABLE["sin"][:, :16], atol=1e-6, rtol=0)
     assert (turn.sin[0, :, 16:] == 0).all()
-    grid = rotary.turn(torch.zeros(1, 1), 1600, 40, LIKE)
+    grid = rotary.rotation_at(torch.zeros(1, 1), 1600, 40, LIKE)
     assert_close(grid.cos[0].view(40, 40, 64)[:, 0, 16:40], TABLE["cos"][:, 16:40], atol=1e-6, rtol=0)
     assert_close(grid.sin[0].view(40, 40, 64)[0, :, 40:], TABLE["sin"][:, 40:64], atol=1e-6, rtol=0)
 
@@ -85,7 +85,7 @@ def test_rotation() -> None:
     data = load_file(FOLDER / "part_rope_apply.safetensors")
     x = data["x"].transpose(1, 2)  # float[1,12,heads,128]
     turn = expected(data["position_ids"][:, 0])
-    got = rotary.rotate(x, rotary.Turn(turn.cos[None], turn.sin[None]))
+    got = rotary.apply_rotary(x, rotary.Rotation(turn.cos[None], turn.sin[None]))
     assert_close(got, data["y"].transpose(1, 2), atol=1e-5, rtol=0)
 
 

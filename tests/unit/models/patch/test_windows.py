@@ -27,14 +27,14 @@ def test_stretched_lengths() -> None:
     short = {(e["T"], e["chunk_num"]): e["out"] for e in LENGTHS["upsample_exceptions"]}
     assert len(short) > 300
     for to in range(1, 129):
-        got = windows.stretched(range(1, to + 1), to)
+        got = windows.stretched_length(range(1, to + 1), to)
         assert got == [short.get((steps, to), to) for steps in range(1, to + 1)]
-    assert windows.stretched([33, 500], 32) == [33, 500]
+    assert windows.stretched_length([33, 500], 32) == [33, 500]
 
 
 def gathered(plan: windows.Windows, x: Tensor, rows: slice = slice(None)) -> Tensor:
     """All windows of packed steps float[M,P,C], joined: float[R,W*P,C]"""
-    gather = windows.Gather(plan, rows, x.shape[1], x)
+    gather = windows.WindowGather(plan, rows, x.shape[1], x)
     return gather(x[gather.span])
 
 
@@ -52,16 +52,16 @@ def test_windows_in_order_are_a_view() -> None:
     assert gathered(windows.chunks([12, 12], 4), x).data_ptr() == x.data_ptr()
     # The first two frames of 10 steps see three each, the others two: each half by itself is whole.
     uneven = windows.chunks([10], 4)
-    assert windows.Gather(uneven, slice(0, 4), 2, x).mask is not None
+    assert windows.WindowGather(uneven, slice(0, 4), 2, x).mask is not None
     for rows in (slice(0, 2), slice(2, 4)):
-        assert windows.Gather(uneven, rows, 2, x).mask is None
-        assert windows.Gather(uneven, rows, 2, x).low is None
+        assert windows.WindowGather(uneven, rows, 2, x).mask is None
+        assert windows.WindowGather(uneven, rows, 2, x).low is None
 
 
 def test_portions_equal_the_whole() -> None:
     x = torch.randn(3 + 21 + 40, 2, 5)
     plan = windows.chunks([3, 21, 40], 8)
-    whole, mask = gathered(plan, x), windows.Gather(plan, slice(None), 2, x).mask
+    whole, mask = gathered(plan, x), windows.WindowGather(plan, slice(None), 2, x).mask
     assert mask is not None
     for i in range(0, 24, 5):
         part = gathered(plan, x, slice(i, i + 5))
@@ -80,11 +80,11 @@ def test_centered_by_hand() -> None:
 def test_near_by_hand() -> None:
     seconds = [torch.tensor([0.0, 1.0, 2.0, 3.0]), torch.tensor([5.0, 6.0])]
     frames = [torch.tensor([0.0, 2.5, 9.0]), torch.tensor([5.5, 0.0, 7.0])]
-    plan = windows.near(seconds, frames, reach=1.0)
+    plan = windows.within_seconds(seconds, frames, reach=1.0)
     assert plan.length.tolist() == [[2, 2, 0], [2, 0, 1]]
     assert plan.start[plan.length > 0].tolist() == [0, 2, 0, 1]
 
 
 def test_everything_is_one_window() -> None:
-    plan = windows.everything([3, 5])
+    plan = windows.one_window([3, 5])
     assert (plan.start.tolist(), plan.length.tolist()) == ([[0], [0]], [[3], [5]])
