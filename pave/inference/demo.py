@@ -8,15 +8,15 @@ from pathlib import Path
 
 from pave.config import Config
 from pave.inference import provenance
-from pave.inference.session import Ask, Session
-from pave.models.patched_model import Pave
+from pave.inference.session import AnswerRequest, Session
+from pave.models.patched_model import PatchedModel
 from pave.types import UserError
 
 log = logging.getLogger(__name__)
 
 
 def answer(
-    model: Pave,
+    model: PatchedModel,
     config: Config,
     video: Path,
     question: str,
@@ -25,11 +25,11 @@ def answer(
     max_new_tokens: int = 128,
 ) -> str:
     """What the model says to one question; see `talk`."""
-    return talk(model, config, video, [question], features, without, max_new_tokens)
+    return answer_all(model, config, video, [question], features, without, max_new_tokens)
 
 
-def talk(
-    model: Pave,
+def answer_all(
+    model: PatchedModel,
     config: Config,
     video: Path,
     questions: Sequence[str],
@@ -44,18 +44,18 @@ def talk(
     the video, or are left out. Raises UserError for an unreadable video, a missing sound track, an unknown side.
     """
     session = Session(model, config)
-    scene = session.see(video, features, without)
-    for name, side in scene.facts.sides.items():
+    scene = session.load_video(video, features, without)
+    for name, side in scene.provenance.sides.items():
         if side.absent and name not in without:
             raise UserError(f"{side.absent}; or leave it out with --without {name}")
-    log.info("%s\n", provenance.text(scene.facts))
+    log.info("%s\n", provenance.as_text(scene.provenance))
     # None: with the patches, as they are configured.
     kinds: dict[str, tuple[str, ...] | None] = {"patched: ": None, "base: ": ()} if beside else {"": None}
     turns: dict[str, list[tuple[str, str]]] = {kind: [] for kind in kinds}
     lines = []
     for question in questions:
         for kind, patches in kinds.items():
-            ask = Ask(question, tuple(turns[kind]), patches, max_new_tokens)
+            ask = AnswerRequest(question, tuple(turns[kind]), patches, max_new_tokens)
             turns[kind].append((question, session.ask(scene, ask).text))
             lines.append(kind + turns[kind][-1][1])
     return "\n".join(lines)

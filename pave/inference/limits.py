@@ -1,4 +1,4 @@
-"""How much one request may ask for, and what is said to one that is not served."""
+"""Limits on what one request may ask for, and the error of a request that is refused."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from pave.types import UserError
 
-MEGA = 1 << 20
+MEGABYTE = 1 << 20
 
 
-class Refused(UserError):
-    """A request that is not served, with its HTTP status."""
+class RequestRefused(UserError):
+    """A request that is refused, with its HTTP status and the seconds to wait before the next try."""
 
     def __init__(self, status: int, text: str, retry_after: int | None = None) -> None:
         super().__init__(status, text, retry_after)
@@ -22,19 +22,19 @@ class Refused(UserError):
 
 @dataclass(frozen=True)
 class Limits:
-    """How much one request may ask for."""
+    """Limits on one request."""
 
-    megabytes: int = 100
-    """Of all its files together; and of what is in a zip."""
-    seconds: float = 600
-    """How long a video or sound track may be."""
-    pixels: int = 3840 * 2160
-    """Of a frame."""
-    new_tokens: int = 512
-    """Of an answer."""
-    characters: int = 20_000
-    """Of question and history."""
-    upload: float = 120
-    """Seconds in which it must have arrived."""
-    reading: float = 120
-    """Seconds that its files may take to decode."""
+    max_megabytes: int = 100
+    """Size of all its files together, and of the unpacked files of a zip."""
+    max_seconds: float = 600
+    """Length of a video or sound track."""
+    max_pixels: int = 3840 * 2160
+    """Size of a frame or picture."""
+    max_new_tokens: int = 512
+    """Length of an answer."""
+    max_characters: int = 20_000
+    """Length of the question and the history together."""
+    upload_seconds: float = 120
+    """Time in which the whole request must arrive."""
+    decode_seconds: float = 120
+    """Time that decoding its files may take."""

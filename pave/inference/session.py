@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -20,11 +19,12 @@ from pave.data import visual_token_cache
 from pave.data.collate import Sample, collate, conversation, expand, to_device
 from pave.data.dataset import key_frames, make_sample, side_tokens
 from pave.inference import provenance, untrusted_media
-from pave.inference.provenance import Facts, SideFacts
-from pave.inference.untrusted_media import Read, Wanted, is_features
+from pave.inference.provenance import Provenance, SideProvenance
+from pave.inference.untrusted_media import MediaReader, SideRequest, is_features
 from pave.models import lora
 from pave.models.patch.patch import Patch
-from pave.models.patched_model import Pave
+from pave.models.patched_model import PatchedModel
+from pave.sides.base import SideChannel, get_side
 from pave.types import SideTokens, UserError
 from pave.utils import registry
 
@@ -32,14 +32,14 @@ VIDEO_MARK = "<video>"
 """Stands for the frames in a prompt."""
 
 
-def load(
+def load_with_patches(
     ckpt: Path,
     base: str | None,
     overrides: Sequence[str],
     device: str | None,
     patches: Sequence[tuple[str, str]],
     trust_plugins: bool = False,
-) -> tuple[Pave, Config]:
+) -> tuple[PatchedModel, Config]:
     """A trained folder, and the patches of further (name, folder) on it. UserError: one that does not fit.
 
     See `checkpoint.read_config` for plugins.
@@ -50,15 +50,15 @@ def load(
     return model, config
 
 
-class Scene(NamedTuple):
+class LoadedVideo(NamedTuple):
     """A video with its side-channels, ready for questions."""
 
     sample: Sample
-    facts: Facts
+    provenance: Provenance
 
 
 @dataclass(frozen=True)
-class Ask:
+class AnswerRequest:
     """One question, and how to answer it."""
 
     question: str
@@ -69,7 +69,7 @@ class Ask:
     max_new_tokens: int = 128
 
 
-class Reply(NamedTuple):
+class Answer(NamedTuple):
     """An answer."""
 
     text: str
@@ -84,7 +84,7 @@ class Reply(NamedTuple):
 class Session:
     """A model that looks at videos and answers questions; for one thread."""
 
-    def __init__(self, model: Pave, config: Config, read: Read = untrusted_media.read) -> None:
+    def __init__(self, model: PatchedModel, config: Config, read: MediaReader = untrusted_media.read) -> None:
         self.model, self.config, self._read = model, config, read
         self._weights = dict(model.patch_weights)
         self._encoders: dict[str, Any] = {}
@@ -96,7 +96,7 @@ class Session:
             if side.encoder:
                 self._encoder(name)
 
-    def see(self, video: Path, files: Mapping[str, Path], without: Collection[str] = ()) -> Scene:
+    def load_video(self, video: Path, files: Mapping[str, Path], without: Collection[str] = ()) -> LoadedVideo:
         """Read a video, and each side-channel from its file: feature file, folder of them, or media; else the video.
 
         One that the video does not have is left out, and the facts say why; as they do for those left out by name.
@@ -106,38 +106,40 @@ class Session:
             if name not in self.config.sides:
                 known = registry.nearest(name, self.config.sides)
                 raise UserError(f"this model has no side-channel '{name}'; {known}")
-        plans: dict[str, Wanted | str] = {
+        plans: dict[str, SideRequest | str] = {
             name: "left out" if name in without else self._plan(name, video, files.get(name))
             for name in self.config.sides
         }
-        wanted = {name: plan for name, plan in plans.items() if isinstance(plan, Wanted)}
+        wanted = {name: plan for name, plan in plans.items() if isinstance(plan, SideRequest)}
         media = self._read(video, key_frames(self.config.base, self.model.base), wanted)
         made = {
-            name: self._encode(name, media.sides[name], video) if isinstance(plan, Wanted) else (plan, "")
+            name: self._encode(name, media.sides[name], video) if isinstance(plan, SideRequest) else (plan, "")
             for name, plan in plans.items()
         }
         sides = {name: None if isinstance(tokens, str) else tokens for name, (tokens, _) in made.items()}
         sample = make_sample(self.config, self.model.base, "", media.clip, sides)
         assert sample.frame_seconds is not None
-        said: dict[str, SideFacts] = {}
+        said: dict[str, SideProvenance] = {}
         for name, (tokens, note) in made.items():
             source = files.get(name, video).name
             if isinstance(tokens, str):
-                said[name] = SideFacts(source, tokens)
+                said[name] = SideProvenance(source, tokens)
             else:
                 patch = self.model.patches[name]
                 assert isinstance(patch, Patch)
-                said[name] = provenance.side_facts(patch, tokens, sample.frame_seconds, source, note)
+                said[name] = provenance.describe_side(patch, tokens, sample.frame_seconds, source, note)
         frames = sample.frame_seconds.tolist()
-        return Scene(sample, Facts(video.name, media.info, len(media.clip.frames), frames, said))
+        return LoadedVideo(sample, Provenance(video.name, media.info, len(media.clip.frames), frames, said))
 
-    def _plan(self, name: str, video: Path, file: Path | None) -> Wanted | str:
+    def _plan(self, name: str, video: Path, file: Path | None) -> SideRequest | str:
         """How to read it, or why there is none."""
-        side, plugin = self.config.sides[name], self._plugin(name)
+        config, side = self.config.sides[name], self._side(name)
         # An encoder is loaded only where it is needed.
-        encodes = side.encoder and (file is None or not is_features(file))
-        reader = plugin.reader(self._encoder(name), self._options(name)) if encodes else None
-        wanted = Wanted(file or video, partial(side_tokens, plugin.load, dim=side.side_dim), reader, own=file is None)
+        encodes = config.encoder and (file is None or not is_features(file))
+        reader = side.reader(self._encoder(name), self._options(name)) if encodes else None
+        wanted = SideRequest(
+            file or video, partial(side_tokens, side.load, dim=config.side_dim), reader, from_video=file is None
+        )
         if file is not None or (reader and self.in_video(name)):
             return wanted
         if reader:
@@ -146,7 +148,7 @@ class Session:
 
     def in_video(self, name: str) -> bool:
         """Whether a side-channel can be in the video itself."""
-        return not hasattr(self._plugin(name), "find")
+        return self._side(name).reads_video
 
     def _encode(self, name: str, made: Any, video: Path) -> tuple[SideTokens | str, str]:
         """Tokens of what was read, or why there are none; and what is unusual about it."""
@@ -154,32 +156,32 @@ class Session:
             return str(made).replace(f"{video.parent}/", ""), ""
         if isinstance(made, SideTokens):
             return made, ""
-        plugin, side = self._plugin(name), self.config.sides[name]
-        tokens = plugin.encode(made, self._encoder(name), self._options(name))
-        if tokens.x.shape[-1] != side.side_dim:
-            found, wanted = tokens.x.shape[-1], side.side_dim
-            raise UserError(f"{side.encoder}: gives {name} features {found} wide, this patch was trained on {wanted}")
-        return tokens, plugin.note(made) if hasattr(plugin, "note") else ""
+        side, config = self._side(name), self.config.sides[name]
+        tokens = side.encode(made, self._encoder(name), self._options(name))
+        if tokens.x.shape[-1] != config.side_dim:
+            found, wanted = tokens.x.shape[-1], config.side_dim
+            raise UserError(f"{config.encoder}: gives {name} features {found} wide, this patch was trained on {wanted}")
+        return tokens, side.note(made)
 
-    def _plugin(self, name: str) -> ModuleType:
-        return registry.load("sides", self.config.sides[name].side or name)
+    def _side(self, name: str) -> SideChannel:
+        return get_side(self.config.sides[name].side or name)
 
     def _options(self, name: str) -> Any:
-        return configs.options(self._plugin(name).Options, self.config.sides[name].encoder_options)
+        return configs.options(self._side(name).options_type, self.config.sides[name].encoder_options)
 
     def _encoder(self, name: str) -> Any:
         if name not in self._encoders:
             weights = Path(configs.resolve(self.config.sides[name].encoder))
-            self._encoders[name] = self._plugin(name).build(weights, self._options(name), self.device).eval()
+            self._encoders[name] = self._side(name).build(weights, self._options(name), self.device).eval()
         return self._encoders[name]
 
     def ask(
         self,
-        scene: Scene,
-        ask: Ask,
+        scene: LoadedVideo,
+        ask: AnswerRequest,
         say: Callable[[str], None] = lambda piece: None,
         stopped: Callable[[], bool] = lambda: False,
-    ) -> Reply:
+    ) -> Answer:
         """Answer one question; `say` gets the answer as it comes. UserError: an unknown patch, too long a text."""
         self._switch(ask.patches)
         sample = self._about(scene.sample, ask)
@@ -196,15 +198,15 @@ class Session:
         end = self.model.base.hf.generation_config.eos_token_id
         finished = int(new[-1]) in (end if isinstance(end, list) else [end])
         on = {name: weight for name, weight in self.model.patch_weights.items() if weight}
-        return Reply(text, len(new), len(sample.ids), finished, on)
+        return Answer(text, len(new), len(sample.ids), finished, on)
 
     def _switch(self, patches: Collection[str] | None) -> None:
         self.model.set_patches(self._weights if patches is None else {n: self._weights.get(n, 1.0) for n in patches})
         if patches is not None and not patches:
             # The base alone is also without a LoRA that came without a patch.
-            lora.set_weights(self.model.base.hf, dict.fromkeys(self.model.loras, 0.0))
+            lora.set_weights(self.model.base.hf, dict.fromkeys(self.model.lora_patches, 0.0))
 
-    def _about(self, sample: Sample, ask: Ask) -> Sample:
+    def _about(self, sample: Sample, ask: AnswerRequest) -> Sample:
         """The sample of a scene with the conversation in it."""
         base, tokenizer = self.model.base, self.model.base.tokenizer
         for text in (ask.question, *(text for turn in ask.history for text in turn)):
@@ -219,7 +221,7 @@ class Session:
         ids, labels = expand(encoded.ids, encoded.labels, visual, limit)
         if len(ids) == limit:
             raise UserError(f"the conversation and {len(visual)} visual tokens exceed {limit} tokens; begin a new one")
-        return sample._replace(ids=ids, labels=labels, guide=encoded.guide)
+        return sample._replace(ids=ids, labels=labels, prompt_ids=encoded.prompt_ids)
 
 
 class _Speaker(TextStreamer):

@@ -1,4 +1,4 @@
-"""Opening files that anyone may have sent: what they are is checked first, and a process of its own decodes them."""
+"""Reading files of strangers: their kind is checked first, then a separate process decodes them."""
 
 from __future__ import annotations
 
@@ -10,150 +10,167 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import TimeoutError
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import av
 
 from pave.inference import untrusted_zip
-from pave.inference.limits import Limits, Refused
+from pave.inference.limits import Limits, RequestRefused
 from pave.media.frame_sampling import Frames
 from pave.media.video import Info, info, read_clip
 from pave.media.worker_pool import one_thread_each
 from pave.types import Clip, SideTokens, UserError
 
-FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "mpegts", "wav", "mp3", "flac", "ogg", "aac")
-"""Containers that hold what they play; others, such as lists of files, can name files of this machine."""
-MEMORY = 8 << 30
-"""Bytes that a decoding process may take."""
+ALLOWED_FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "mpegts", "wav", "mp3", "flac", "ogg", "aac")
+"""Containers that hold their own streams; others, such as playlists, can name files of this machine."""
+MAX_MEMORY = 8 << 30
+"""Bytes that a decoding process may allocate."""
 
 
-class Wanted(NamedTuple):
-    """One side-channel that is read now."""
+class SideRequest(NamedTuple):
+    """One side-channel to read."""
 
     path: Path
     load: Callable[[Path], SideTokens]
-    """From ready features."""
-    read: Callable[[Path], Any] | None
-    """Its plugin's reader of media; None: there is no encoder for what it reads."""
-    own: bool = False
-    """Taken from the video, which may have none; a file that was given must be one."""
+    """Loads feature files."""
+    read: Callable[[Path], object] | None
+    """Reads media for the encoder; None where there is no encoder."""
+    from_video: bool = False
+    """Whether `path` is the video, which may lack the side-channel; a file of its own must hold it."""
 
 
 class Media(NamedTuple):
-    """What was read."""
+    """Everything that was read for one video."""
 
     clip: Clip
     info: Info | None
-    sides: dict[str, Any]
-    """SideTokens, or what each reader made, or a UserError where the video has no such channel."""
+    """None for a folder of pictures."""
+    sides: dict[str, object]
+    """SideTokens; the encoder's inputs; or a UserError that says why the video has no such side-channel."""
 
 
-Read = Callable[[Path, Frames, Mapping[str, Wanted]], Media]
+MediaReader = Callable[[Path, Frames, Mapping[str, SideRequest]], Media]
+"""Reads a video's key frames and its side-channels."""
 
 
-def read(video: Path, frames: Frames, wanted: Mapping[str, Wanted]) -> Media:
-    """Key frames and side-channels. UserError: an unreadable video, or side-channel file."""
+def read(video: Path, frames: Frames, requests: Mapping[str, SideRequest]) -> Media:
+    """Read key frames and side-channels in this process. Raises UserError for an unreadable video or side file."""
     clip = read_clip(video, frames)
-    found = None if video.is_dir() else info(video)
-    return Media(clip, found, {name: _side(name, side) for name, side in wanted.items()})
+    video_info = None if video.is_dir() else info(video)
+    return Media(clip, video_info, {name: _read_side(name, request) for name, request in requests.items()})
 
 
-def _side(name: str, side: Wanted) -> Any:
-    if not side.own and is_features(side.path):
-        return side.load(side.path)
-    if side.read is None:
-        raise UserError(f"{side.path}: no encoder makes {name} features of it; give features, or sides.{name}.encoder")
+def _read_side(name: str, request: SideRequest) -> object:
+    """One entry of `Media.sides`."""
+    path = request.path
+    if not request.from_video and is_features(path):
+        return request.load(path)
+    if request.read is None:
+        raise UserError(f"{path}: no encoder makes {name} features of it; give features, or sides.{name}.encoder")
+
     try:
-        return side.read(side.path)
+        return request.read(path)
     except UserError as error:
-        if side.own:
+        if request.from_video:
             return error
         raise
 
 
-def is_features(file: Path) -> bool:
-    """Whether a file or folder holds ready features: published (.pt), or ours, by how safetensors begin."""
-    if file.is_dir():
-        return any(file.glob("*.safetensors")) or any(file.glob("*.pt"))
-    if not file.is_file():
-        raise UserError(f"{file}: no such file")
-    with file.open("rb") as handle:
-        return file.suffix == ".pt" or handle.read(9)[8:] == b"{"
+def is_features(path: Path) -> bool:
+    """Whether a file or folder holds features: official (.pt), or ours, by how a safetensors file begins."""
+    if path.is_dir():
+        return any(path.glob("*.safetensors")) or any(path.glob("*.pt"))
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    with path.open("rb") as file:
+        return path.suffix == ".pt" or file.read(9)[8:] == b"{"
 
 
-def read_guarded(video: Path, frames: Frames, wanted: Mapping[str, Wanted], limits: Limits) -> bytes:
-    """The same for files of strangers, pickled. Refused: another kind of file, too long, too large."""
-    check(video, limits)
+def read_untrusted(video: Path, frames: Frames, requests: Mapping[str, SideRequest], limits: Limits) -> bytes:
+    """Check files of strangers, then read them -> pickled Media. Raises RequestRefused for a wrong kind or size."""
+    check_media(video, limits)
     with ExitStack() as stack:
-        sides = {
-            name: side if side.own else side._replace(path=stack.enter_context(checked(side.path, limits)))
-            for name, side in wanted.items()
-        }
+        checked = {}
+        for name, request in requests.items():
+            # The video is checked already.
+            if not request.from_video:
+                request = request._replace(path=stack.enter_context(checked_side_file(request.path, limits)))
+            checked[name] = request
+
         # As bytes: torch would send tensors through a socket in a folder, which stays when this process is killed.
-        return pickle.dumps(read(video, frames, sides))
+        return pickle.dumps(read(video, frames, checked))
 
 
 @contextmanager
-def checked(path: Path, limits: Limits) -> Iterator[Path]:
-    """Yields the file of a side-channel, or the folder that it is a zip of. Refused: neither media nor features."""
+def checked_side_file(path: Path, limits: Limits) -> Iterator[Path]:
+    """Yield a checked side-channel file, or the unpacked folder of a zip. Raises RequestRefused for other files."""
     if untrusted_zip.is_zip(path):
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             yield untrusted_zip.unpack(path, Path(folder, path.stem), limits)
-    else:
-        if path.suffix == ".pt":
-            raise Refused(415, f"{path}: features are taken as .safetensors; `pave demo --features` takes .pt")
-        if not is_features(path):
-            check(path, limits)
-        yield path
+        return
+
+    if path.suffix == ".pt":
+        raise RequestRefused(415, f"{path}: features are taken as .safetensors; `pave demo --features` takes .pt")
+    if not is_features(path):
+        check_media(path, limits)
+    yield path
 
 
-def check(path: Path, limits: Limits) -> None:
-    """Refused unless a file is a video or a sound of a known container, within limits."""
+def check_media(path: Path, limits: Limits) -> None:
+    """Raise RequestRefused unless a file is a video or sound file of a known container, within limits."""
     # Through a file object and without protocols nothing but this very file can be opened.
     options = {"protocol_whitelist": "data"}
     try:
         with path.open("rb") as file, av.open(file, "r", options=options, metadata_errors="ignore") as container:
-            if container.format.name not in FORMATS:
-                raise Refused(415, f"{path}: is {container.format.name}; send mp4, mov, webm, mkv, avi or a sound file")
+            if container.format.name not in ALLOWED_FORMATS:
+                kind = container.format.name
+                raise RequestRefused(415, f"{path}: is {kind}; send mp4, mov, webm, mkv, avi or a sound file")
+
             sizes = [stream.width * stream.height for stream in container.streams.video]
-            if max(sizes, default=0) > limits.pixels:
-                raise Refused(413, f"{path}: frames of {max(sizes)} pixels, at most {limits.pixels}; scale it down")
-            # What a header states of the length need not be true; and recordings may begin at any time.
+            if max(sizes, default=0) > limits.max_pixels:
+                raise RequestRefused(
+                    413, f"{path}: frames of {max(sizes)} pixels, at most {limits.max_pixels}; scale it down"
+                )
+
+            # The length comes from the packets, since a header may lie; and a recording may begin at any time.
             times = [
-                (float(p.pts * p.time_base), float((p.pts + (p.duration or 0)) * p.time_base))
-                for p in container.demux()
-                if p.pts is not None and p.time_base
+                (float(packet.pts * packet.time_base), float((packet.pts + (packet.duration or 0)) * packet.time_base))
+                for packet in container.demux()
+                if packet.pts is not None and packet.time_base
             ]
     except av.FFmpegError as error:
-        what = "damaged, cut off, or no video or sound"
-        raise Refused(415, f"{path}: {what}: {error.strerror}; send another file") from error
+        problem = f"damaged, cut off, or no video or sound: {error.strerror}"
+        raise RequestRefused(415, f"{path}: {problem}; send another file") from error
+
     seconds = max((end for _, end in times), default=0.0) - min((start for start, _ in times), default=0.0)
-    if seconds > limits.seconds:
-        raise Refused(413, f"{path}: {seconds:.0f} s long, at most {limits.seconds:g} s; cut it")
+    if seconds > limits.max_seconds:
+        raise RequestRefused(413, f"{path}: {seconds:.0f} s long, at most {limits.max_seconds:g} s; cut it")
 
 
 @contextmanager
-def guarded(limits: Limits) -> Iterator[Read]:
-    """Yields a `read` for files of strangers, in one process that may hang or die without harm to this one."""
+def guarded_reader(limits: Limits) -> Iterator[MediaReader]:
+    """Yield a reader for files of strangers: its one process may hang or die without harm to this one."""
     from pebble import ProcessExpired, ProcessPool
 
     context = multiprocessing.get_context("spawn")
-    with one_thread_each(), ProcessPool(1, context=context, initializer=_bound_memory) as pool:
+    with one_thread_each(), ProcessPool(1, context=context, initializer=_limit_memory) as pool:
 
-        def read_there(video: Path, frames: Frames, wanted: Mapping[str, Wanted]) -> Media:
-            future = pool.schedule(read_guarded, args=[video, frames, wanted, limits], timeout=limits.reading)
+        def read_in_pool(video: Path, frames: Frames, requests: Mapping[str, SideRequest]) -> Media:
+            arguments = [video, frames, requests, limits]
+            future = pool.schedule(read_untrusted, args=arguments, timeout=limits.decode_seconds)
             try:
                 return pickle.loads(future.result())
             except TimeoutError as error:
-                raise Refused(422, f"{video}: decoding took over {limits.reading:g} s; convert or cut it") from error
+                seconds = f"{limits.decode_seconds:g} s"
+                raise RequestRefused(422, f"{video}: decoding took over {seconds}; convert or cut it") from error
             except (ProcessExpired, MemoryError) as error:
-                raise Refused(422, f"{video}: decoding it failed ({error}); convert it") from error
+                raise RequestRefused(422, f"{video}: decoding it failed ({error}); convert it") from error
 
         try:
-            yield read_there
+            yield read_in_pool
         finally:
             pool.stop()
 
 
-def _bound_memory() -> None:
-    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+def _limit_memory() -> None:
+    resource.setrlimit(resource.RLIMIT_DATA, (MAX_MEMORY, MAX_MEMORY))

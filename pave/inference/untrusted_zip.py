@@ -1,4 +1,4 @@
-"""A folder that came as one zip, with a stranger's names: the views of a room, or features of several cameras."""
+"""Unpacking a zip of strangers: a scene's pictures, depth and poses, or the features of several cameras."""
 
 from __future__ import annotations
 
@@ -10,69 +10,85 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
-from pave.inference.limits import MEGA, Limits, Refused
+from pave.inference.limits import MEGABYTE, Limits, RequestRefused
 
 MAGIC = b"PK\x03\x04"
-PICTURES = (".jpg", ".jpeg", ".png")
-KINDS = (*PICTURES, ".txt", ".json", ".safetensors")
-METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-"""Others may take any amount of memory to unpack."""
-MOST = 10_000
-"""Files in a zip."""
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
+ALLOWED_SUFFIXES = (*PICTURE_SUFFIXES, ".txt", ".json", ".safetensors")
+ALLOWED_COMPRESSION = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+"""Other methods may take any amount of memory to unpack."""
+MAX_FILES = 10_000
 
 
-def is_zip(file: Path) -> bool:
-    """By how it begins."""
-    with file.open("rb") as handle:
-        return handle.read(len(MAGIC)) == MAGIC
+def is_zip(path: Path) -> bool:
+    """Whether a file begins as a zip does."""
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
 
 
 def unpack(archive: Path, folder: Path, limits: Limits) -> Path:
-    """Unpack into a new folder; returns it, or the only folder in it. Refused: too much, or other than such files."""
+    """Unpack into a new folder; returns it, or the only folder in it.
+
+    Raises RequestRefused for a damaged zip, too much data, unsafe names and files that no side-channel reads.
+    """
     folder.mkdir(parents=True)
-    left = limits.megabytes * MEGA
+    remaining_bytes = limits.max_megabytes * MEGABYTE
     try:
         with zipfile.ZipFile(archive) as packed:
-            for entry in _entries(packed, archive):
-                file = folder / entry.filename
-                file.parent.mkdir(parents=True, exist_ok=True)
-                # What an entry states of its size need not be true.
-                with packed.open(entry) as given, file.open("xb") as written:
-                    while piece := given.read(MEGA):
-                        left -= len(piece)
-                        if left < 0:
-                            raise Refused(413, f"{archive}: over {limits.megabytes} MB when unpacked; send less")
-                        written.write(piece)
-                if file.suffix.lower() in PICTURES:
-                    _check_picture(file, limits)
+            for entry in _checked_entries(packed, archive):
+                path = folder / entry.filename
+                path.parent.mkdir(parents=True, exist_ok=True)
+
+                # Counted while unpacking, since the size that an entry states may be a lie.
+                with packed.open(entry) as source, path.open("xb") as target:
+                    while chunk := source.read(MEGABYTE):
+                        remaining_bytes -= len(chunk)
+                        if remaining_bytes < 0:
+                            size = f"{limits.max_megabytes} MB"
+                            raise RequestRefused(413, f"{archive}: over {size} when unpacked; send less")
+                        target.write(chunk)
+
+                if path.suffix.lower() in PICTURE_SUFFIXES:
+                    _check_picture(path, limits)
     except (zipfile.BadZipFile, zlib.error, EOFError, UnicodeDecodeError, OSError) as error:
-        raise Refused(415, f"{archive}: a zip that cannot be unpacked: {error}; zip the folder again") from error
-    while len(inside := list(folder.iterdir())) == 1 and inside[0].is_dir():
-        folder = inside[0]
+        raise RequestRefused(415, f"{archive}: a zip that cannot be unpacked: {error}; zip the folder again") from error
+
+    # People zip the folder itself, at times several levels deep.
+    while len(children := list(folder.iterdir())) == 1 and children[0].is_dir():
+        folder = children[0]
     return folder
 
 
-def _entries(packed: zipfile.ZipFile, archive: Path) -> Iterator[zipfile.ZipInfo]:
-    """The files of a zip, without those that desktops add."""
+def _checked_entries(packed: zipfile.ZipFile, archive: Path) -> Iterator[zipfile.ZipInfo]:
+    """Check and yield the files of a zip, without those that desktops add."""
     entries = packed.infolist()
-    if len(entries) > MOST:
-        raise Refused(413, f"{archive}: {len(entries)} files, at most {MOST}; send fewer")
+    if len(entries) > MAX_FILES:
+        raise RequestRefused(413, f"{archive}: {len(entries)} files, at most {MAX_FILES}; send fewer")
+
     for entry in entries:
-        path, linked = PurePosixPath(entry.filename), stat.S_ISLNK(entry.external_attr >> 16)
-        if path.is_absolute() or ".." in path.parts or "\\" in entry.filename or linked:
-            raise Refused(415, f"{archive}: a name or link that leads out of the zip; zip the folder itself")
-        if entry.flag_bits & 1 or entry.compress_type not in METHODS:
-            raise Refused(415, f"{archive}: encrypted, or packed in an uncommon way; zip the folder again")
+        path = PurePosixPath(entry.filename)
+        is_link = stat.S_ISLNK(entry.external_attr >> 16)
+        if path.is_absolute() or ".." in path.parts or "\\" in entry.filename or is_link:
+            raise RequestRefused(415, f"{archive}: a name or link that leads out of the zip; zip the folder itself")
+
+        is_encrypted = entry.flag_bits & 1
+        if is_encrypted or entry.compress_type not in ALLOWED_COMPRESSION:
+            raise RequestRefused(415, f"{archive}: encrypted, or packed in an uncommon way; zip the folder again")
+
         if entry.is_dir() or any(part.startswith((".", "__MACOSX")) for part in path.parts):
             continue
-        if path.suffix.lower() not in KINDS:
-            raise Refused(415, f"{archive}: holds '{path.name[:40]}'; expected only {', '.join(KINDS)}")
+        if path.suffix.lower() not in ALLOWED_SUFFIXES:
+            allowed = ", ".join(ALLOWED_SUFFIXES)
+            raise RequestRefused(415, f"{archive}: holds '{path.name[:40]}'; expected only {allowed}")
         yield entry
 
 
-def _check_picture(file: Path, limits: Limits) -> None:
-    """Refused unless it is what its name says, within limits; Pillow knows kinds that no stranger should send."""
-    with Image.open(file, formats=("JPEG", "PNG")) as image:
+def _check_picture(path: Path, limits: Limits) -> None:
+    """Raise RequestRefused unless a file is a JPEG or PNG within limits.
+
+    Pillow could open further formats, whose decoders no stranger should reach.
+    """
+    with Image.open(path, formats=("JPEG", "PNG")) as image:
         width, height = image.size
-    if width * height > limits.pixels:
-        raise Refused(413, f"{file}: {width * height} pixels, at most {limits.pixels}; scale it down")
+    if width * height > limits.max_pixels:
+        raise RequestRefused(413, f"{path}: {width * height} pixels, at most {limits.max_pixels}; scale it down")

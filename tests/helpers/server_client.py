@@ -22,9 +22,9 @@ from helpers.random_checkpoints import save_trained, side_config
 from helpers.tiny_model import SIDE_DIM, TinySetup
 from pave.checkpoints import load as load_checkpoint
 from pave.config import Config
-from pave.inference.session import load
+from pave.inference.session import load_with_patches
 from pave.models.encoders import imagebind_audio
-from pave.models.patched_model import Pave
+from pave.models.patched_model import PatchedModel
 
 HOME = "http://127.0.0.1"
 
@@ -144,7 +144,7 @@ pass
 
 
 @contextmanager
-def running(model: Pave, config: Config, ckpt: Path, video: Path) -> Iterator[Served]:
+def running(model: PatchedModel, config: Config, ckpt: Path, video: Path) -> Iterator[Served]:
     """A server in this process."""
     from starlette.testclient import TestClient
 
@@ -189,6 +189,6 @@ def served(tiny_setup: TinySetup, patches: dict[str, Path]) -> Iterator[Served]:
 def many(tiny_setup: TinySetup, patches: dict[str, Path]) -> Iterator[Served]:
     """With all patches, as `--patch NAME=DIR` adds them."""
     pytest.importorskip("gradio", reason="needs the extra demo")
-    model, config = load(patches["audio"], None, [], "cpu", [(name, str(patches[name])) for name in SIDES])
+    model, config = load_with_patches(patches["audio"], None, [], "cpu", [(name, str(patches[name])) for name in SIDES])
     with running(model, config, patches["audio"], tiny_setup.data / "videos/test_00000.mp4") as one:
         yield one

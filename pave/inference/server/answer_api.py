@@ -7,23 +7,23 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from pave.inference import provenance
-from pave.inference.limits import Limits, Refused
-from pave.inference.provenance import Facts
+from pave.inference.limits import Limits, RequestRefused
+from pave.inference.provenance import Provenance
 from pave.inference.server.validation import check_empty, checked, new_tokens, patches, take
-from pave.inference.session import Ask, Reply
+from pave.inference.session import AnswerRequest, Answer
 
 FIELDS = ("question", "history", "patches", "base", "stream", "max_new_tokens", "video", "sides")
 
 
-def parse(fields: dict[str, Any], limits: Limits) -> tuple[dict[str, Ask], bool]:
+def parse(fields: dict[str, Any], limits: Limits) -> tuple[dict[str, AnswerRequest], bool]:
     """The questions to answer, and whether to stream. Refused: not as documented."""
     history = take(fields, "history", list, [])
     for turn in history:
         if not isinstance(turn, list) or len(turn) != 2 or not all(isinstance(text, str) for text in turn):
-            raise Refused(400, "field 'history': expected a list of [question, answer]")
+            raise RequestRefused(400, "field 'history': expected a list of [question, answer]")
     turns = tuple((question, answer) for question, answer in history)
-    count = new_tokens(take(fields, "max_new_tokens", int, min(128, limits.new_tokens)), limits)
-    ask = checked(Ask(take(fields, "question", str, ""), turns, patches(fields), count), limits)
+    count = new_tokens(take(fields, "max_new_tokens", int, min(128, limits.max_new_tokens)), limits)
+    ask = checked(AnswerRequest(take(fields, "question", str, ""), turns, patches(fields), count), limits)
     asks = {"answer": ask}
     if take(fields, "base", bool, False):
         asks["base"] = dataclasses.replace(ask, patches=())
@@ -37,14 +37,14 @@ def whole(events: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     return {name: _value(value) for name, value in events if not isinstance(value, str)}
 
 
-def _value(value: Facts | Reply) -> dict[str, Any]:
-    return provenance.as_json(value) if isinstance(value, Facts) else value._asdict()
+def _value(value: Provenance | Answer) -> dict[str, Any]:
+    return provenance.as_json(value) if isinstance(value, Provenance) else value._asdict()
 
 
 class Stream(NamedTuple):
     """The answer as it comes: the facts, pieces of text, each whole reply."""
 
-    asks: dict[str, Ask]
+    asks: dict[str, AnswerRequest]
 
     def lines(self, event: tuple[str, Any]) -> Iterator[dict[str, Any]]:
         """What to send of an event."""

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from pave.config import Config
-from pave.inference.session import Session, load
-from pave.models.patched_model import Pave
+from pave.inference.session import Session, load_with_patches
+from pave.models.patched_model import PatchedModel
 from pave.types import UserError
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def main(ckpt: Path, base: str | None, overrides: Sequence[str], device: str | N
 
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     with socket.create_server((options.host, options.port), family=family) as listening:
-        model, config = load(ckpt, base, overrides, device, options.patches, options.trust_plugins)
+        model, config = load_with_patches(ckpt, base, overrides, device, options.patches, options.trust_plugins)
         # As an interrupt, so that everything is cleaned up.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         with suppress(KeyboardInterrupt), application(model, config, options) as app:
@@ -69,20 +69,20 @@ def main(ckpt: Path, base: str | None, overrides: Sequence[str], device: str | N
 
 
 @contextmanager
-def application(model: Pave, config: Config, options: Options) -> Iterator[Any]:
+def application(model: PatchedModel, config: Config, options: Options) -> Iterator[Any]:
     """Yields the ASGI application; its files and processes are gone afterwards. UserError: no patch, no encoder."""
     from pave.inference.limits import Limits
     from pave.inference.server import endpoints
-    from pave.inference.server.job_queue import Desk
-    from pave.inference.untrusted_media import guarded
+    from pave.inference.server.job_queue import JobQueue
+    from pave.inference.untrusted_media import guarded_reader
 
     if not config.sides:
         raise UserError("this model has no patch; train one, or add one with --patch NAME=DIR")
-    limits = Limits(options.megabytes, options.seconds, new_tokens=options.new_tokens)
+    limits = Limits(options.megabytes, options.seconds, max_new_tokens=options.new_tokens)
     hosts = [*LOOPBACK, options.host] if options.host in LOOPBACK else ["*"]
-    with tempfile.TemporaryDirectory(prefix="pave-serve-") as name, guarded(limits) as read:
+    with tempfile.TemporaryDirectory(prefix="pave-serve-") as name, guarded_reader(limits) as read:
         folder = Path(name).resolve()
-        desk = Desk(folder, options.waiting)
+        desk = JobQueue(folder, options.waiting)
         session = Session(model, config, read)
         session.load_encoders()
         app = endpoints.make(session, desk, limits, hosts)

@@ -13,24 +13,24 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from pave.inference.limits import MEGA, Limits, Refused
+from pave.inference.limits import MEGABYTE, Limits, RequestRefused
 from pave.inference.server import answer_api, openai_api
-from pave.inference.server.job_queue import Desk, Job, Put, Stopped
-from pave.inference.server.uploads import WRAPPING, BodyLimit, Upload, describe, failure, receive
-from pave.inference.session import Ask, Scene, Session
+from pave.inference.server.job_queue import JobQueue, Job, Emit, IsStopped
+from pave.inference.server.uploads import WRAPPING, BodyLimit, UploadedRequest, describe, failure, receive
+from pave.inference.session import AnswerRequest, LoadedVideo, Session
 
 Event = tuple[str, Any]
 """`facts` Facts; then for `answer` and `base`: pieces of text, and a Reply at the end."""
 
 
-def make(session: Session, desk: Desk, limits: Limits, hosts: list[str]) -> FastAPI:
+def make(session: Session, desk: JobQueue, limits: Limits, hosts: list[str]) -> FastAPI:
     """The application; `hosts` are the names it may be called by, so that no foreign page reaches it by another."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(BodyLimit, most=int(limits.megabytes * MEGA * WRAPPING) + MEGA)
+    app.add_middleware(BodyLimit, most=int(limits.max_megabytes * MEGABYTE * WRAPPING) + MEGABYTE)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts)
 
-    @app.exception_handler(Refused)
-    async def refuse(request: Request, error: Refused) -> Response:
+    @app.exception_handler(RequestRefused)
+    async def refuse(request: Request, error: RequestRefused) -> Response:
         return failure(error)
 
     @app.get("/v1/models")
@@ -62,7 +62,7 @@ def make(session: Session, desk: Desk, limits: Limits, hosts: list[str]) -> Fast
                 lines = _lines(job, first, events, style.Stream(asks))
                 return StreamingResponse(lines, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
             return JSONResponse(style.whole([first, *await run_in_threadpool(list, events)]))
-        except Refused:
+        except RequestRefused:
             raise
         except Exception as error:
             return failure(error)
@@ -70,21 +70,21 @@ def make(session: Session, desk: Desk, limits: Limits, hosts: list[str]) -> Fast
     return app
 
 
-def work(session: Session, upload: Upload, asks: dict[str, Ask], put: Put, stopped: Stopped) -> None:
+def work(session: Session, upload: UploadedRequest, asks: dict[str, AnswerRequest], put: Emit, stopped: IsStopped) -> None:
     """Look at the files, then answer each question, which are named `answer` and `base`."""
-    converse(session, partial(session.see, upload.video, upload.files), asks, put, stopped)
+    converse(session, partial(session.load_video, upload.video, upload.files), asks, put, stopped)
 
 
-def converse(session: Session, see: Callable[[], Scene], asks: dict[str, Ask], put: Put, stopped: Stopped) -> None:
+def converse(session: Session, see: Callable[[], LoadedVideo], asks: dict[str, AnswerRequest], put: Emit, stopped: IsStopped) -> None:
     """Puts the facts of a scene, and for each named question the pieces of its answer and the Reply."""
     scene = see()
-    put(("facts", scene.facts))
+    put(("facts", scene.provenance))
     for name, ask in asks.items():
         if not stopped():
             put((name, session.ask(scene, ask, partial(_put_piece, put, name), stopped)))
 
 
-def _put_piece(put: Put, name: str, piece: str) -> None:
+def _put_piece(put: Emit, name: str, piece: str) -> None:
     put((name, piece))
 
 

@@ -15,17 +15,17 @@ from queue import SimpleQueue
 from threading import BoundedSemaphore, Event, Lock
 from typing import Any
 
-from pave.inference.limits import Refused
+from pave.inference.limits import RequestRefused
 from pave.types import UserError
 
 log = logging.getLogger(__name__)
 
-Put = Callable[[Any], None]
-Stopped = Callable[[], bool]
-Work = Callable[[Put, Stopped], None]
+Emit = Callable[[Any], None]
+IsStopped = Callable[[], bool]
+Work = Callable[[Emit, IsStopped], None]
 
 
-class Slot:
+class QueueSlot:
     """A place in the queue with a private folder; both are given back once."""
 
     def __init__(self, folder: Path, give_back: Callable[[], None]) -> None:
@@ -59,7 +59,7 @@ class Job:
             yield event
 
 
-class Desk:
+class JobQueue:
     """Hands out slots, and does their work in one thread: requests never meet inside the model."""
 
     def __init__(self, folder: Path, waiting: int) -> None:
@@ -70,14 +70,14 @@ class Desk:
         self._seconds = 1.0
         """What a request took lately."""
 
-    def slot(self) -> Slot:
+    def slot(self) -> QueueSlot:
         """A place and a folder. Refused where too many wait."""
         if not self._free.acquire(blocking=False):
             wait = max(1, math.ceil(self._seconds * self._places))
-            raise Refused(429, f"{self._places} requests are being served or wait; come again in {wait} s", wait)
-        return Slot(self.folder / "requests" / uuid.uuid4().hex, self._free.release)
+            raise RequestRefused(429, f"{self._places} requests are being served or wait; come again in {wait} s", wait)
+        return QueueSlot(self.folder / "requests" / uuid.uuid4().hex, self._free.release)
 
-    def start(self, slot: Slot, work: Work) -> Job:
+    def start(self, slot: QueueSlot, work: Work) -> Job:
         """Do the work when its turn comes; the slot is closed before its end is told."""
         job = Job()
         self._worker.submit(self._run, slot, job, work)
@@ -87,7 +87,7 @@ class Desk:
         """Finish what is being worked on, and nothing else."""
         self._worker.shutdown(cancel_futures=True)
 
-    def _run(self, slot: Slot, job: Job, work: Work) -> None:
+    def _run(self, slot: QueueSlot, job: Job, work: Work) -> None:
         start = time.monotonic()
         last: Any = job
         try:
@@ -104,7 +104,7 @@ class Desk:
             slot.close()
             job.events.put(last)
 
-    def _without_folders(self, error: UserError) -> Refused:
+    def _without_folders(self, error: UserError) -> RequestRefused:
         """The same with files named as the sender knows them."""
         text = re.sub(rf"{re.escape(str(self.folder))}/(?:[^/\s:]+/)*", "", str(error))
-        return Refused(error.status if isinstance(error, Refused) else 400, text)
+        return RequestRefused(error.status if isinstance(error, RequestRefused) else 400, text)

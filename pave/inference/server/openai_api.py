@@ -8,9 +8,9 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from pave.inference import provenance
-from pave.inference.limits import Limits, Refused
+from pave.inference.limits import Limits, RequestRefused
 from pave.inference.server.validation import check_empty, checked, new_tokens, patches, take
-from pave.inference.session import Ask, Reply
+from pave.inference.session import AnswerRequest, Answer
 
 MODEL, BASE = "pave", "pave-base"
 """With its patches, and the base alone."""
@@ -28,24 +28,24 @@ def models() -> dict[str, Any]:
     return {"object": "list", "data": [{"id": name, "object": "model", "owned_by": "pave"} for name in (MODEL, BASE)]}
 
 
-def parse(fields: dict[str, Any], limits: Limits) -> tuple[dict[str, Ask], bool]:
+def parse(fields: dict[str, Any], limits: Limits) -> tuple[dict[str, AnswerRequest], bool]:
     """The question to answer, and whether to stream. Refused: not as documented."""
     *turns, question = _texts(take(fields, "messages", list, []))
     history = tuple(zip(turns[::2], turns[1::2]))
     model = take(fields, "model", str, MODEL)
     if model not in (MODEL, BASE):
-        raise Refused(404, f"no model '{model[:40]}'; there are '{MODEL}' and '{BASE}'")
+        raise RequestRefused(404, f"no model '{model[:40]}'; there are '{MODEL}' and '{BASE}'")
     on = patches(fields) if model == MODEL else ()
     for name, value in NEUTRAL.items():
         if fields.pop(name, value) not in (value, None):
-            raise Refused(400, f"field '{name}': answers are greedy, expected {value} or nothing")
-    short = take(fields, "max_tokens", int, min(128, limits.new_tokens))
+            raise RequestRefused(400, f"field '{name}': answers are greedy, expected {value} or nothing")
+    short = take(fields, "max_tokens", int, min(128, limits.max_new_tokens))
     count = new_tokens(take(fields, "max_completion_tokens", int, short), limits)
     stream = take(fields, "stream", bool, False)
     for name in IGNORED:
         fields.pop(name, None)
     check_empty(fields, FIELDS)
-    return {"answer": checked(Ask(question, history, on, count), limits)}, stream
+    return {"answer": checked(AnswerRequest(question, history, on, count), limits)}, stream
 
 
 def _texts(messages: Sequence[Any]) -> list[str]:
@@ -53,11 +53,11 @@ def _texts(messages: Sequence[Any]) -> list[str]:
     for number, message in enumerate(messages):
         expected = ("user", "assistant")[number % 2]
         if not isinstance(message, dict) or message.get("role") != expected:
-            raise Refused(
+            raise RequestRefused(
                 400, f"message {number + 1}: expected role '{expected}'; turns alternate, none is for the system"
             )
     if len(messages) % 2 == 0:
-        raise Refused(400, "messages: expected a question at the end")
+        raise RequestRefused(400, "messages: expected a question at the end")
     return [_text(message.get("content")) for message in messages]
 
 
@@ -67,7 +67,7 @@ def _text(content: Any) -> str:
         return content
     parts: list[Any] = content if isinstance(content, list) else [content]
     if not all(isinstance(part, dict) and part.get("type") in ("text", "video_url") for part in parts):
-        raise Refused(400, "a message's content: expected text, or parts of type 'text' and 'video_url'")
+        raise RequestRefused(400, "a message's content: expected text, or parts of type 'text' and 'video_url'")
     return " ".join(str(part.get("text", "")) for part in parts if part["type"] == "text")
 
 
@@ -90,14 +90,14 @@ def _head(kind: str, patches: Collection[str] | None) -> dict[str, Any]:
     return {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": model}
 
 
-def _reason(reply: Reply) -> str:
+def _reason(reply: Answer) -> str:
     return "stop" if reply.finished else "length"
 
 
 class Stream:
     """The answer as it comes, in chunks; the first has the facts."""
 
-    def __init__(self, asks: dict[str, Ask]) -> None:
+    def __init__(self, asks: dict[str, AnswerRequest]) -> None:
         self.head = _head("chat.completion.chunk", asks["answer"].patches)
 
     def lines(self, event: tuple[str, Any]) -> Iterator[dict[str, Any]]:
@@ -105,7 +105,7 @@ class Stream:
         value = event[1]
         if isinstance(value, str):
             yield self._chunk({"content": value})
-        elif isinstance(value, Reply):
+        elif isinstance(value, Answer):
             yield self._chunk({}, _reason(value))
         else:
             yield {**self._chunk({"role": "assistant", "content": ""}), "facts": provenance.as_json(value)}

@@ -12,11 +12,11 @@ from typing import Any
 import gradio as gr
 
 from pave.inference import provenance
-from pave.inference.limits import Limits, Refused
+from pave.inference.limits import Limits, RequestRefused
 from pave.inference.server.endpoints import converse
-from pave.inference.server.job_queue import Desk, Put, Stopped
+from pave.inference.server.job_queue import JobQueue, Emit, IsStopped
 from pave.inference.server.validation import checked
-from pave.inference.session import Ask, Scene, Session
+from pave.inference.session import AnswerRequest, LoadedVideo, Session
 
 Turns = list[tuple[str, str]]
 FILE_AGE = 3600
@@ -38,7 +38,7 @@ def uploads_only(component: Any, folders: Sequence[Path]) -> Any:
 
 
 @dataclass
-class Talk:
+class ChatState:
     """Two conversations about one video, one with patches and one with the base."""
 
     answer: Turns = field(default_factory=list)
@@ -48,51 +48,51 @@ class Talk:
 class Page:
     """What the page's buttons do."""
 
-    def __init__(self, session: Session, desk: Desk, limits: Limits) -> None:
+    def __init__(self, session: Session, desk: JobQueue, limits: Limits) -> None:
         self.session, self.desk, self.limits = session, desk, limits
         self.sides = list(session.config.sides)
         self.files: dict[str, set[Path]] = {}
         """Of each open page."""
         self.kept: set[str] = set()
         """Files of the examples."""
-        self._last: tuple[Any, Scene] | None = None
+        self._last: tuple[Any, LoadedVideo] | None = None
 
     def look(self, request: gr.Request, video: str | None, *files: str | None) -> Iterator[tuple[Any, ...]]:
         """Read a new video and say what is in it; the conversations about another one end."""
-        yield Talk(), [], [], "reading ..." if video else ""
+        yield ChatState(), [], [], "reading ..." if video else ""
         if video:
             given = dict(zip(self.sides, files))
             mine = self.files.setdefault(str(request.session_hash), set())
             mine |= {Path(f) for f in (video, *files) if f and f not in self.kept}
             try:
-                for seen in self._do(lambda put, stopped: put(self._see(video, given).facts)):
-                    yield Talk(), [], [], provenance.text(seen)
+                for seen in self._do(lambda put, stopped: put(self._see(video, given).provenance)):
+                    yield ChatState(), [], [], provenance.as_text(seen)
             except gr.Error as error:
-                yield Talk(), [], [], str(error.message)
+                yield ChatState(), [], [], str(error.message)
                 raise
 
     def ask(
-        self, talk: Talk, question: str, beside: bool, patches: list[str], video: str | None, *files: str | None
+        self, talk: ChatState, question: str, beside: bool, patches: list[str], video: str | None, *files: str | None
     ) -> Iterator[tuple[Any, ...]]:
         """Answer a question, and beside it as the base does."""
         if not video:
             raise gr.Error("drop a video first", print_exception=False)
-        count = min(128, self.limits.new_tokens)
-        ask = Ask(question, tuple(talk.answer), tuple(patches), count)
-        asks = {"answer": ask} | ({"base": Ask(question, tuple(talk.base), (), count)} if beside else {})
+        count = min(128, self.limits.max_new_tokens)
+        ask = AnswerRequest(question, tuple(talk.answer), tuple(patches), count)
+        asks = {"answer": ask} | ({"base": AnswerRequest(question, tuple(talk.base), (), count)} if beside else {})
         said = dict.fromkeys(asks, "")
         text = ""
         given = dict(zip(self.sides, files))
         for name, value in self._do(partial(self._converse, video, given, asks)):
-            if isinstance(value, provenance.Facts):
-                text = provenance.text(value, patches)
+            if isinstance(value, provenance.Provenance):
+                text = provenance.as_text(value, patches)
             else:
                 said[name] = said[name] + value if isinstance(value, str) else value.text
             now = [
                 _messages(getattr(talk, n) + ([(question, said[n])] if n in said else [])) for n in ("answer", "base")
             ]
             yield talk, *now, text, ""
-        new = Talk(*([*getattr(talk, n), *([(question, said[n])] if n in said else [])] for n in ("answer", "base")))
+        new = ChatState(*([*getattr(talk, n), *([(question, said[n])] if n in said else [])] for n in ("answer", "base")))
         yield new, _messages(new.answer), _messages(new.base), text, ""
 
     def forget(self, request: gr.Request) -> None:
@@ -102,19 +102,19 @@ class Page:
             shutil.rmtree(file.parent, ignore_errors=True)
 
     def _converse(
-        self, video: str, files: dict[str, str | None], asks: dict[str, Ask], put: Put, stopped: Stopped
+        self, video: str, files: dict[str, str | None], asks: dict[str, AnswerRequest], put: Emit, stopped: IsStopped
     ) -> None:
         for ask in asks.values():
             checked(ask, self.limits)
         converse(self.session, partial(self._see, video, files), asks, put, stopped)
 
-    def _see(self, video: str, files: dict[str, str | None]) -> Scene:
+    def _see(self, video: str, files: dict[str, str | None]) -> LoadedVideo:
         """The scene, which is kept for the next question; runs in the desk's thread."""
         key = (video, *files.items())
         if self._last is None or self._last[0] != key:
             self._last = None
             given = {name: Path(file) for name, file in files.items() if file}
-            self._last = key, self.session.see(Path(video), given)
+            self._last = key, self.session.load_video(Path(video), given)
         return self._last[1]
 
     def _do(self, work: Any) -> Iterator[Any]:
@@ -125,7 +125,7 @@ class Page:
                 yield from job
             finally:
                 job.stop.set()
-        except Refused as error:
+        except RequestRefused as error:
             raise gr.Error(error.text, print_exception=False) from error
 
 
@@ -136,7 +136,7 @@ def _messages(turns: Turns) -> list[dict[str, str]]:
 def build(page: Page, examples: Sequence[tuple[str, str]], folders: Sequence[Path]) -> gr.Blocks:
     """The page; examples are (video file, question), and only files of `folders` are opened."""
     with gr.Blocks(title="pave", analytics_enabled=False, delete_cache=(600, FILE_AGE)) as blocks:
-        talk = gr.State(Talk())
+        talk = gr.State(ChatState())
         gr.Markdown("## pave\nA video language model, and the same with patches for what the picture does not show.")
         with gr.Row():
             with gr.Column(scale=2):
@@ -156,7 +156,7 @@ def build(page: Page, examples: Sequence[tuple[str, str]], folders: Sequence[Pat
                 with gr.Row():
                     chat = gr.Chatbot(label="With the patches", **look)
                     base = gr.Chatbot(label="Base model alone", **look)
-                question = gr.Textbox(label="Question", submit_btn=True, max_length=page.limits.characters)
+                question = gr.Textbox(label="Question", submit_btn=True, max_length=page.limits.max_characters)
                 new = gr.Button("New conversation", size="sm")
         used = gr.Code(label="What was used", interactive=False, show_line_numbers=False, max_lines=24)
         if examples:
@@ -166,6 +166,6 @@ def build(page: Page, examples: Sequence[tuple[str, str]], folders: Sequence[Pat
         hidden: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None}
         gr.on([video.change, *(f.change for f in files)], page.look, [video, *files], outputs, **hidden)
         question.submit(page.ask, [talk, question, beside, patches, video, *files], [*outputs, question], **hidden)
-        gr.on([new.click, chat.clear, base.clear], lambda: (Talk(), [], []), None, [talk, chat, base], **hidden)
+        gr.on([new.click, chat.clear, base.clear], lambda: (ChatState(), [], []), None, [talk, chat, base], **hidden)
         blocks.unload(page.forget)
     return blocks

@@ -15,7 +15,7 @@ from helpers.tiny_model import SIDE_DIM, TinySetup
 from pave.checkpoints import build, hot_swap
 from pave.cli import main
 from pave.inference import demo, provenance, session
-from pave.inference.provenance import Facts, SideFacts
+from pave.inference.provenance import Provenance, SideProvenance
 from pave.models.encoders import imagebind_audio
 from pave.models.patch.patch import Patch
 from pave.types import SideTokens, UserError
@@ -37,7 +37,9 @@ def folder(tiny_setup: TinySetup, tmp_path_factory: pytest.TempPathFactory) -> P
 @pytest.mark.parametrize(("neighborhood", "reach"), [("chunks", 0), ("centered", 3), ("seconds", 1.2), ("global", 0)])
 def test_a_frame_sees_exactly_the_steps_that_change_it(neighborhood: str, reach: float, steps: int) -> None:
     torch.manual_seed(0)
-    patch = Patch(4, 6, 5, width=8, side_width=8, heads=2, neighborhood=neighborhood, reach=reach)  # type: ignore[arg-type]
+    patch = Patch(  # type: ignore[arg-type]
+        4, 6, 5, hidden_dim=8, side_hidden_dim=8, heads=2, neighborhood=neighborhood, window_reach=reach
+    )
     torch.nn.init.normal_(patch.out_norm.weight)  # type: ignore[union-attr]
     query, x = torch.randn(1, FRAMES, 4, 6), torch.randn(1, steps, 1, 4)
     seconds, frames = torch.arange(steps) + 0.5, torch.linspace(0, 9, FRAMES)
@@ -49,15 +51,15 @@ def test_a_frame_sees_exactly_the_steps_that_change_it(neighborhood: str, reach:
             other = x.clone()
             other[0, step] += torch.randn(1, 4)
             changed.append((patch(query, other, [steps], **clock) != before).flatten(2).any(-1)[0])
-    found = provenance.side_facts(patch, SideTokens(x[0], seconds), frames, "a.mp4", "").windows
+    found = provenance.describe_side(patch, SideTokens(x[0], seconds), frames, "a.mp4", "").windows
     assert found is not None
     for frame, (start, stop) in enumerate(found):
         assert [bool(frames_of_step[frame]) for frames_of_step in changed] == [start <= s < stop for s in range(steps)]
 
 
 def test_the_time_line() -> None:
-    side = SideFacts("a.mp4", steps=3, tokens=1, seconds=[1.0, 3.0, 5.0], windows=[(0, 1), (0, 2), (3, 3)])
-    shown = provenance.text(Facts("a.mp4", None, 3, [0.0, 1.0, 5.9], {"audio": side})).splitlines()[3:]
+    side = SideProvenance("a.mp4", steps=3, tokens=1, seconds=[1.0, 3.0, 5.0], windows=[(0, 1), (0, 2), (3, 3)])
+    shown = provenance.as_text(Provenance("a.mp4", None, 3, [0.0, 1.0, 5.9], {"audio": side})).splitlines()[3:]
     assert shown[0].endswith("0 s to 5.90 s")
     bars = [line.split("|")[1] for line in shown[1:]]
     assert {len(bar) for bar in bars} == {provenance.WIDTH}
@@ -69,8 +71,8 @@ def test_the_time_line() -> None:
 
 
 def test_without_a_clock_steps_are_spread_evenly() -> None:
-    side = SideFacts("a.pt", steps=2, tokens=1, windows=[(0, 1), (1, 2)])
-    shown = provenance.text(Facts("a.mp4", None, 2, [0.0, 8.0], {"audio": side})).splitlines()[3:]
+    side = SideProvenance("a.pt", steps=2, tokens=1, windows=[(0, 1), (1, 2)])
+    shown = provenance.as_text(Provenance("a.mp4", None, 2, [0.0, 8.0], {"audio": side})).splitlines()[3:]
     assert "no clock" in shown[0]
     assert [line.split("|")[1].index("=") for line in shown[1:]] == [12, 36]
 
@@ -108,12 +110,12 @@ def test_a_conversation_with_a_second_patch_and_the_base_beside(
     lines = capsys.readouterr().out.splitlines()
     model, config = build.load(folder)
     one = session.Session(model, hot_swap.add(model, config, "camera", second))
-    seen = one.see(video, {"camera": other})
+    seen = one.load_video(video, {"camera": other})
     wanted = []
     for kind, patches in (("patched", None), ("base", ())):
         history: list[tuple[str, str]] = []
         for question in ("Which sound?", "And now?"):
-            history.append((question, one.ask(seen, session.Ask(question, tuple(history), patches, 5)).text))
+            history.append((question, one.ask(seen, session.AnswerRequest(question, tuple(history), patches, 5)).text))
         wanted.append([f"{kind}: {text}" for _, text in history])
     assert lines == [line for turn in zip(*wanted) for line in turn]
     assert wanted[0][0].split()[1:] != wanted[1][0].split()[1:]
@@ -127,9 +129,9 @@ def test_a_side_channel_from_another_file(tiny_setup: TinySetup, folder: Path, t
         write_clip(tmp_path / "tone.wav", 0, None, tone(5), audio_codec="pcm_s16le"),
     )
     model, config = build.load(folder)
-    seen = session.Session(model, config).see(mute, {"audio": sound})
-    assert seen.facts.sides["audio"].steps == 4
-    assert seen.facts.sides["audio"].source == "tone.wav"
+    seen = session.Session(model, config).load_video(mute, {"audio": sound})
+    assert seen.provenance.sides["audio"].steps == 4
+    assert seen.provenance.sides["audio"].source == "tone.wav"
     with pytest.raises(UserError, match=r"mute\.mp4: has no sound track.*--without audio"):
         demo.answer(model, config, mute, "What?", {})
     with pytest.raises(UserError, match="no such file"):
@@ -139,19 +141,19 @@ def test_a_side_channel_from_another_file(tiny_setup: TinySetup, folder: Path, t
 def test_silence_is_noted(folder: Path, tmp_path: Path) -> None:
     quiet = write_clip(tmp_path / "quiet.mp4", 75, sound=0 * tone(3))
     model, config = build.load(folder)
-    seen = session.Session(model, config).see(quiet, {})
-    assert "from quiet.mp4 (silent)" in provenance.text(seen.facts)
+    seen = session.Session(model, config).load_video(quiet, {})
+    assert "from quiet.mp4 (silent)" in provenance.as_text(seen.provenance)
 
 
 def test_texts_that_mean_something_to_the_model_are_refused(tiny_setup: TinySetup, folder: Path) -> None:
     model, config = build.load(folder)
     one = session.Session(model, config)
-    seen = one.see(tiny_setup.data / "videos/test_00000.mp4", {})
-    for ask in (session.Ask("What is <video>?"), session.Ask("So?", history=(("What?", "<|im_end|>"),))):
+    seen = one.load_video(tiny_setup.data / "videos/test_00000.mp4", {})
+    for ask in (session.AnswerRequest("What is <video>?"), session.AnswerRequest("So?", history=(("What?", "<|im_end|>"),))):
         with pytest.raises(UserError, match="means something to the model"):
             one.ask(seen, ask)
     with pytest.raises(UserError, match="exceed 1024 tokens"):
-        one.ask(seen, session.Ask("What? " * 1000))
+        one.ask(seen, session.AnswerRequest("What? " * 1000))
 
 
 def test_serving_names_the_extra_that_is_missing(
@@ -167,12 +169,12 @@ def test_a_second_camera_is_never_the_video_itself(tiny_setup: TinySetup, tmp_pa
     model, config = build.load(save_trained(side_config(tiny_setup, {"camera": exo}), tmp_path / "ckpt", 0))
     video, other = (tiny_setup.data / f"videos/test_0000{number}.mp4" for number in (0, 1))
     one = session.Session(model, config)
-    alone = one.see(video, {}).facts.sides["camera"]
+    alone = one.load_video(video, {}).provenance.sides["camera"]
     assert alone.absent == "test_00000.mp4: a video does not hold it; give a file of its own"
-    both = one.see(video, {"camera": other}).facts.sides["camera"]
+    both = one.load_video(video, {"camera": other}).provenance.sides["camera"]
     assert (both.source, both.steps, both.windows) == ("test_00001.mp4", 4, [(0, 1), (1, 2), (2, 3), (3, 4)])
     with pytest.raises(UserError, match="no side-channel 'audio'; known: camera"):
-        one.see(video, {"audio": other})
+        one.load_video(video, {"audio": other})
 
 
 def test_without_an_encoder_features_are_asked_for(tiny_setup: TinySetup, tmp_path: Path) -> None:
@@ -183,4 +185,4 @@ def test_without_an_encoder_features_are_asked_for(tiny_setup: TinySetup, tmp_pa
     with pytest.raises(UserError, match="no encoder makes audio features of it"):
         demo.answer(model, config, video, "What?", {"audio": video})
     ready = tiny_setup.data / "features/audio/test_00000.safetensors"
-    assert session.Session(model, config).see(video, {"audio": ready}).facts.sides["audio"].seconds is None
+    assert session.Session(model, config).load_video(video, {"audio": ready}).provenance.sides["audio"].seconds is None

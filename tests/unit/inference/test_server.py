@@ -15,7 +15,7 @@ from helpers.tiny_model import SIDE_DIM
 
 from pave.checkpoints import load
 from pave.inference import demo
-from pave.inference.session import Ask, Session
+from pave.inference.session import AnswerRequest, Session
 
 pytest_plugins = ["helpers.server_client"]
 
@@ -53,8 +53,8 @@ def test_a_question_that_follows_up(served: Served) -> None:
     second = served.ask(question="And what shape jumped?", history=history).json()["answer"]
     model, config = load.load_model(served.ckpt, None, device="cpu")
     session = Session(model, config)
-    ask = Ask("And what shape jumped?", ((QUESTION, first["text"]),), max_new_tokens=TOKENS)
-    assert second["text"] == session.ask(session.see(served.video, {}), ask).text
+    ask = AnswerRequest("And what shape jumped?", ((QUESTION, first["text"]),), max_new_tokens=TOKENS)
+    assert second["text"] == session.ask(session.load_video(served.video, {}), ask).text
     assert second["prompt_tokens"] > first["prompt_tokens"]
 
 

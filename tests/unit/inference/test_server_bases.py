@@ -19,7 +19,7 @@ from pave.checkpoints import load
 from pave.config import BaseConfig
 from pave.evaluation import evaluate
 from pave.inference import demo
-from pave.inference.session import Ask, Session
+from pave.inference.session import AnswerRequest, Session
 from pave.tasks import sideworld
 
 MAKERS: dict[str, Callable[[Path], Path]] = {
@@ -70,14 +70,14 @@ def test_the_demo_answers_as_eval_does(trained: Trained) -> None:
         files = {"audio": trained.features}
         assert demo.answer(model, config, trained.video, question, files, max_new_tokens=TOKENS) == text
     session = Session(model, config)
-    scene = session.see(trained.video, {"audio": trained.features})
+    scene = session.load_video(trained.video, {"audio": trained.features})
     question = next(iter(trained.questions))
     bare = Session(*load.load_model(trained.folder, None, base_only=True, device="cpu"))
-    off = session.ask(scene, Ask(question, patches=(), max_new_tokens=TOKENS))
-    assert off.text == bare.ask(bare.see(trained.video, {}), Ask(question, max_new_tokens=TOKENS)).text
-    on = session.ask(scene, Ask(question, max_new_tokens=TOKENS))
+    off = session.ask(scene, AnswerRequest(question, patches=(), max_new_tokens=TOKENS))
+    assert off.text == bare.ask(bare.load_video(trained.video, {}), AnswerRequest(question, max_new_tokens=TOKENS)).text
+    on = session.ask(scene, AnswerRequest(question, max_new_tokens=TOKENS))
     assert on.text == trained.questions[question] != off.text
-    follow = session.ask(scene, Ask("Are you sure?", ((question, on.text),), max_new_tokens=TOKENS))
+    follow = session.ask(scene, AnswerRequest("Are you sure?", ((question, on.text),), max_new_tokens=TOKENS))
     assert follow.prompt_tokens > on.prompt_tokens
     assert follow.tokens
 

@@ -16,8 +16,8 @@ from helpers.media_files import BUNNY, cut, tone, write_clip
 from helpers.server_client import Served, data_url, error
 from helpers.tiny_model import SIDE_DIM, TinySetup
 
-from pave.inference.limits import Limits, Refused
-from pave.inference.untrusted_media import Wanted, check, checked, guarded
+from pave.inference.limits import Limits, RequestRefused
+from pave.inference.untrusted_media import SideRequest, check_media, checked_side_file, guarded_reader
 from pave.media import feature_files
 from pave.media.frame_sampling import Frames
 
@@ -117,9 +117,9 @@ def test_a_list_of_files_opens_none_of_them(tmp_path: Path) -> None:
     (tmp_path / "video").write_text("ffconcat version 1.0\nfile secret.mp4\n")
     with av.open(str(tmp_path / "video")) as container:
         assert container.streams.video[0].codec_context.width == 96  # so it would, elsewhere
-    with pytest.raises(Refused, match="no video or sound"):
-        check(tmp_path / "video", Limits())
-    check(clip, Limits())
+    with pytest.raises(RequestRefused, match="no video or sound"):
+        check_media(tmp_path / "video", Limits())
+    check_media(clip, Limits())
 
 
 def crash(path: Path) -> None:
@@ -128,12 +128,12 @@ def crash(path: Path) -> None:
 
 def test_a_file_that_crashes_or_hangs_its_decoder_harms_nobody(tiny_setup: TinySetup, tmp_path: Path) -> None:
     video = tiny_setup.data / "videos/test_00000.mp4"
-    with guarded(Limits()) as read:
-        with pytest.raises(Refused, match="decoding it failed"):
-            read(video, Frames(4), {"audio": Wanted(video, crash, crash, own=True)})
+    with guarded_reader(Limits()) as read:
+        with pytest.raises(RequestRefused, match="decoding it failed"):
+            read(video, Frames(4), {"audio": SideRequest(video, crash, crash, from_video=True)})
         assert len(read(video, Frames(4), {}).clip.frames) == 4
     os.mkfifo(tmp_path / "endless")
-    with guarded(Limits(reading=1)) as read, pytest.raises(Refused, match="took over 1 s"):
+    with guarded_reader(Limits(decode_seconds=1)) as read, pytest.raises(RequestRefused, match="took over 1 s"):
         read(tmp_path / "endless", Frames(4), {})
 
 
@@ -143,8 +143,8 @@ def test_a_decoder_makes_no_file_that_a_kill_would_leave(
     """Tensors through multiprocessing would come by a socket in a folder of the decoder's."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     features = tiny_setup.data / "features/audio/test_00000.safetensors"
-    with guarded(Limits()) as read:
-        wanted = Wanted(features, partial(feature_files.read, extractors=["imagebind_audio"]), None)
+    with guarded_reader(Limits()) as read:
+        wanted = SideRequest(features, partial(feature_files.read, extractors=["imagebind_audio"]), None)
         media = read(tiny_setup.data / "videos/test_00000.mp4", Frames(4), {"audio": wanted})
         assert media.sides["audio"].x.shape == (5, 1, SIDE_DIM)
         assert not list(tmp_path.iterdir())
@@ -153,8 +153,8 @@ def test_a_decoder_makes_no_file_that_a_kill_would_leave(
 def test_published_features_are_not_taken(tmp_path: Path) -> None:
     torch.save({}, tmp_path / "features.pt", _use_new_zipfile_serialization=False)
     with (
-        pytest.raises(Refused, match=r"features are taken as \.safetensors"),
-        checked(tmp_path / "features.pt", Limits()),
+        pytest.raises(RequestRefused, match=r"features are taken as \.safetensors"),
+        checked_side_file(tmp_path / "features.pt", Limits()),
     ):
         pass
 

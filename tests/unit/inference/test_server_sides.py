@@ -20,8 +20,8 @@ from PIL import Image
 from pave.checkpoints import load as load_checkpoint
 from pave.inference.limits import Limits
 from pave.inference.provenance import as_json
-from pave.inference.server.job_queue import Desk
-from pave.inference.session import Ask, Session, load
+from pave.inference.server.job_queue import JobQueue
+from pave.inference.session import AnswerRequest, Session, load_with_patches
 from pave.media import feature_files
 from pave.types import SideTokens
 
@@ -39,9 +39,9 @@ def sent(many: Served, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
 def alone(folder: Path, video: Path, files: dict[str, Path]) -> tuple[str, dict[str, Any]]:
     """Answer and facts of one trained folder by itself, from local files."""
     session = Session(*load_checkpoint.load_model(folder, None, device="cpu"))
-    scene = session.see(video, files)
-    sides = json.loads(json.dumps(as_json(scene.facts)["sides"]))
-    return session.ask(scene, Ask(QUESTION, max_new_tokens=TOKENS)).text, sides
+    scene = session.load_video(video, files)
+    sides = json.loads(json.dumps(as_json(scene.provenance)["sides"]))
+    return session.ask(scene, AnswerRequest(QUESTION, max_new_tokens=TOKENS)).text, sides
 
 
 @pytest.mark.parametrize("name", SIDES)
@@ -97,17 +97,17 @@ def test_several_cameras_come_as_zipped_features(many: Served, tmp_path: Path) -
 
 
 def test_the_page_takes_them_too(many: Served, patches: dict[str, Path], sent: dict[str, Path], tmp_path: Path) -> None:
-    from pave.inference.server.web_page import Page, Talk
-    from pave.inference.untrusted_media import guarded
+    from pave.inference.server.web_page import Page, ChatState
+    from pave.inference.untrusted_media import guarded_reader
 
-    model, config = load(patches["audio"], None, [], "cpu", [(name, str(patches[name])) for name in SIDES])
-    desk = Desk(tmp_path, 1)
-    with guarded(Limits()) as read:
-        page = Page(Session(model, config, read), desk, Limits(new_tokens=TOKENS))
+    model, config = load_with_patches(patches["audio"], None, [], "cpu", [(name, str(patches[name])) for name in SIDES])
+    desk = JobQueue(tmp_path, 1)
+    with guarded_reader(Limits()) as read:
+        page = Page(Session(model, config, read), desk, Limits(max_new_tokens=TOKENS))
         assert page.sides == ["audio", *SIDES]
         files = [None, str(sent["camera"]), None, str(sent["room"])]
         for on in (page.sides, ["room"], []):
-            *_, (_, chat, _, used, _) = page.ask(Talk(), QUESTION, False, on, str(many.video), *files)
+            *_, (_, chat, _, used, _) = page.ask(ChatState(), QUESTION, False, on, str(many.video), *files)
             urls = {name: data_url(file) for name, file in sent.items()}
             assert chat[-1]["content"] == many.ask(patches=on, sides=urls).json()["answer"]["text"]
             assert "from room.zip, 2 steps of 4 tokens" in used

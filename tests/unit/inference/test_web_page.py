@@ -16,8 +16,8 @@ from helpers.server_client import QUESTION, Served
 
 from pave.checkpoints import load
 from pave.inference import provenance
-from pave.inference.limits import Limits, Refused
-from pave.inference.server.job_queue import Desk, Put, Stopped
+from pave.inference.limits import Limits, RequestRefused
+from pave.inference.server.job_queue import JobQueue, Emit, IsStopped
 from pave.inference.session import Session
 
 pytest_plugins = ["helpers.server_client"]
@@ -28,16 +28,16 @@ def page(served: Served, tmp_path: Path) -> Iterator[Any]:
     """The page's logic on a model of its own."""
     from pave.inference.server.web_page import Page
 
-    desk = Desk(tmp_path, 1)
-    yield Page(Session(*load.load_model(served.ckpt, None, device="cpu")), desk, Limits(new_tokens=6))
+    desk = JobQueue(tmp_path, 1)
+    yield Page(Session(*load.load_model(served.ckpt, None, device="cpu")), desk, Limits(max_new_tokens=6))
     desk.close()
 
 
 def test_ask_follow_up_and_switch(served: Served, page: Any) -> None:
-    from pave.inference.server.web_page import Talk
+    from pave.inference.server.web_page import ChatState
 
     plain = served.ask(base=True, max_new_tokens=6).json()
-    *_, (talk, chat, base, used, cleared) = page.ask(Talk(), QUESTION, True, ["audio"], str(served.video), None)
+    *_, (talk, chat, base, used, cleared) = page.ask(ChatState(), QUESTION, True, ["audio"], str(served.video), None)
     assert [turn["content"] for turn in chat] == [QUESTION, plain["answer"]["text"]]
     assert [turn["content"] for turn in base] == [QUESTION, plain["base"]["text"]]
     assert "audio: from test_00000.mp4, 7 steps" in used
@@ -46,7 +46,7 @@ def test_ask_follow_up_and_switch(served: Served, page: Any) -> None:
     follow = served.ask(question="And now?", history=[[QUESTION, plain["answer"]["text"]]], max_new_tokens=6).json()
     assert chat[-1]["content"] == follow["answer"]["text"]
     assert len(base) == 2
-    *_, (_, off, _, used, _) = page.ask(Talk(), QUESTION, False, [], str(served.video), None)
+    *_, (_, off, _, used, _) = page.ask(ChatState(), QUESTION, False, [], str(served.video), None)
     assert off[-1]["content"] == plain["base"]["text"]
     assert "audio: switched off; from test_00000.mp4" in used
     assert "o frame" not in used
@@ -55,20 +55,20 @@ def test_ask_follow_up_and_switch(served: Served, page: Any) -> None:
 def test_a_new_video_is_read_at_once(served: Served, page: Any, tmp_path: Path) -> None:
     import gradio
 
-    from pave.inference.server.web_page import Talk
+    from pave.inference.server.web_page import ChatState
 
     request = SimpleNamespace(session_hash="one")
     *_, (talk, chat, base, used) = page.look(request, str(served.video), None)
-    assert (talk, chat, base) == (Talk(), [], [])
+    assert (talk, chat, base) == (ChatState(), [], [])
     assert "4 frames are looked at" in used
-    assert list(page.look(request, None, None)) == [(Talk(), [], [], "")]
+    assert list(page.look(request, None, None)) == [(ChatState(), [], [], "")]
     shown = []
     with pytest.raises(gradio.Error, match="cut off"):
         shown += list(page.look(request, str(cut(served.video)), None))
     with pytest.raises(gradio.Error, match="drop a video first"):
-        list(page.ask(Talk(), QUESTION, True, [], None, None))
+        list(page.ask(ChatState(), QUESTION, True, [], None, None))
     with pytest.raises(gradio.Error, match="no question"):
-        list(page.ask(Talk(), " ", True, [], str(served.video), None))
+        list(page.ask(ChatState(), " ", True, [], str(served.video), None))
 
 
 def test_files_go_with_the_last_page_that_has_them(page: Any, tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_files_go_with_the_last_page_that_has_them(page: Any, tmp_path: Path) ->
     mine, shared, example = map(str, files)
     page.kept = {example}
     one, two = SimpleNamespace(session_hash="one"), SimpleNamespace(session_hash="two")
-    page._see = lambda *_: SimpleNamespace(facts=provenance.Facts("", None, 0, [], {}))
+    page._see = lambda *_: SimpleNamespace(facts=provenance.Provenance("", None, 0, [], {}))
     for request, file in ((one, mine), (one, shared), (two, shared), (one, example)):
         list(page.look(request, file, None))
     page.forget(one)
@@ -125,17 +125,17 @@ def test_the_page_opens_what_was_uploaded_and_nothing_else(served: Served) -> No
 
 def test_a_desk_refuses_and_forgets_who_left(tmp_path: Path) -> None:
     pytest.importorskip("fastapi")
-    desk = Desk(tmp_path, 0)
+    desk = JobQueue(tmp_path, 0)
     slot = desk.slot()
-    with pytest.raises(Refused, match="1 requests are being served"):
+    with pytest.raises(RequestRefused, match="1 requests are being served"):
         desk.slot()
     slot.close()
     slot.close()
     slot = desk.slot()
-    with pytest.raises(Refused):
+    with pytest.raises(RequestRefused):
         desk.slot()
 
-    def endless(put: Put, stopped: Stopped) -> None:
+    def endless(put: Emit, stopped: IsStopped) -> None:
         while not stopped():
             put(("answer", "word"))
             time.sleep(0.01)
