@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -18,7 +18,7 @@ from pave import config as configs
 from pave.data import extraction
 from pave.types import UserError
 
-READ_CLIP = "import sys, pathlib; from pave.io.video import read_clip; read_clip(pathlib.Path(sys.argv[1]), 32)"
+READ_CLIP = "import sys, pathlib; from pave.media.video import read_clip; read_clip(pathlib.Path(sys.argv[1]), 32)"
 READ_ALL = """import sys, av
 with av.open(sys.argv[1]) as file:
     for frame in file.decode(video=0):
@@ -39,18 +39,18 @@ def side(side: str, source: Path, weights: str, options: Sequence[str], settings
 
     UserError: as `pave extract`, at the first item that fails.
     """
-    plugin: Any = extraction.plugin_of(side)
-    chosen = configs.options(plugin.Options, options)
-    items = extraction.items(plugin, source)
-    encoder = plugin.build(Path(configs.resolve(weights)), chosen, torch.device(settings.device)).eval()
-    read = plugin.reader(encoder, chosen)
+    channel = extraction.side_to_extract(side)
+    chosen = configs.options(channel.options_type, options)
+    items = extraction.list_items(channel, source)
+    encoder = channel.build(Path(configs.resolve(weights)), chosen, torch.device(settings.device)).eval()
+    read = channel.reader(encoder, chosen)
     reading = encoding = 0.0
     steps = 0
     for item in tqdm(items, desc="bench", unit="item"):
         start = time.perf_counter()
         inputs = read(item.path)
         middle = time.perf_counter()
-        steps += len(plugin.encode(inputs, encoder, chosen).x)
+        steps += len(channel.encode(inputs, encoder, chosen).x)
         reading, encoding = reading + middle - start, encoding + time.perf_counter() - middle
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()

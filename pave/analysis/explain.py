@@ -16,16 +16,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pave.data import visual_token_cache
-from pave.data.collate import Sample, collate, conversation, expand, to_device
-from pave.data.dataset import key_frames, side_tokens
-from pave.inference.session import Ask, Session
+from pave.data.collate import Sample, collate, encode_conversation, expand_video_tokens, to_device
+from pave.data.dataset import select_frame_sampling, read_side_tokens
+from pave.inference.session import AnswerRequest, Session
 from pave.media.video import read_clip
 from pave.models.patch import rotary
 from pave.models.patch.conv import ConvMap
-from pave.models.patch.patch import Layer, Patch
-from pave.models.patched_model import Pave
-from pave.types import IGNORE, Clip, SideTokens, UserError
-from pave.utils.registry import load, nearest
+from pave.models.patch.patch import CrossAttentionLayer, Patch
+from pave.models.patched_model import PatchedModel
+from pave.sides.base import get_side
+from pave.types import IGNORE_INDEX, Clip, SideTokens, UserError
+from pave.utils.registry import nearest
 
 
 class Attention(NamedTuple):
@@ -87,20 +88,20 @@ def explain(
         if name not in config.sides:
             raise UserError(f"this model has no side-channel '{name}'; {nearest(name, config.sides)}")
         side = config.sides[name]
-        strange[name] = side_tokens(load("sides", side.side or name).load, file, side.side_dim)
-    scene = session.see(video, features)
+        strange[name] = read_side_tokens(get_side(side.side or name).load, file, side.side_dim)
+    scene = session.load_video(video, features)
     present = {name: side for name, side in scene.sample.sides.items() if side and model.patch_weights[name]}
     if not present:
-        why = "; ".join(f"{name}: {side.absent}" for name, side in scene.facts.sides.items() if side.absent)
+        why = "; ".join(f"{name}: {side.absent}" for name, side in scene.provenance.sides.items() if side.absent)
         raise UserError(f"{video}: no patch is at work, so there is nothing to explain ({why or 'all are off'})")
-    answer = session.ask(scene, Ask(question)).text if answer is None else answer
+    answer = session.ask(scene, AnswerRequest(question)).text if answer is None else answer
     assert scene.sample.frame_seconds is not None
     return Explanation(
         question,
         answer,
-        _pictures(read_clip(video, key_frames(config.base, model.base)), scene.sample.frame_seconds),
-        _views(model, scene.sample, present, token),
-        _worth(model, _answered(model, scene.sample, question, answer), present, strange),
+        _pictures(read_clip(video, select_frame_sampling(config.base, model.base)), scene.sample.frame_seconds),
+        patch_views(model, scene.sample, present, token),
+        answer_logprobs(model, labelled_sample(model, scene.sample, question, answer), present, strange),
     )
 
 
@@ -110,7 +111,9 @@ def _pictures(clip: Clip, seconds: Tensor) -> Clip:
 
 
 @torch.no_grad()
-def _views(model: Pave, sample: Sample, present: Mapping[str, SideTokens], token: int | None) -> dict[str, View]:
+def patch_views(
+    model: PatchedModel, sample: Sample, present: Mapping[str, SideTokens], token: int | None
+) -> dict[str, View]:
     """Each patch by itself; all of them ask with the same queries."""
     assert sample.pixels is not None
     assert sample.frame_seconds is not None
@@ -131,42 +134,42 @@ def _views(model: Pave, sample: Sample, present: Mapping[str, SideTokens], token
     return views
 
 
-def _answered(model: Pave, sample: Sample, question: str, answer: str) -> Sample:
+def labelled_sample(model: PatchedModel, sample: Sample, question: str, answer: str) -> Sample:
     """The conversation with its answer, whose tokens are the only labels."""
-    encoded = conversation(model.base, question, (), answer)
+    encoded = encode_conversation(model.base, question, (), answer)
     visual = visual_token_cache.ids(model.base, sample.pixels, sample.frame_seconds)
-    ids, labels = expand(encoded.ids, encoded.labels, visual, len(encoded.ids) + len(visual))
+    ids, labels = expand_video_tokens(encoded.ids, encoded.labels, visual, len(encoded.ids) + len(visual))
     return sample._replace(ids=ids, labels=labels)
 
 
-def _worth(
-    model: Pave, sample: Sample, present: Mapping[str, SideTokens], strange: Mapping[str, SideTokens]
+def answer_logprobs(
+    model: PatchedModel, sample: Sample, present: Mapping[str, SideTokens], strange: Mapping[str, SideTokens]
 ) -> dict[str, float]:
     """Log-probability of the answer as it is; with each side-channel off, shifted, of another clip; of the base."""
-    worth = {"as it is": log_probability(model, sample)}
+    worth = {"as it is": answer_logprob(model, sample)}
     for name, side in present.items():
-        spoilt: dict[str, SideTokens | None] = {f"{name} off": None, f"{name} shifted": half_a_clip_later(side)}
+        spoilt: dict[str, SideTokens | None] = {f"{name} off": None, f"{name} shifted": shift_half_clip(side)}
         if name in strange:
             spoilt[f"{name} of another clip"] = strange[name]
         for what, tokens in spoilt.items():
-            worth[what] = log_probability(model, sample._replace(sides={**sample.sides, name: tokens}))
+            worth[what] = answer_logprob(model, sample._replace(sides={**sample.sides, name: tokens}))
     weights = dict(model.patch_weights)
     model.set_patches({})
-    worth["base: no patch, no LoRA"] = log_probability(model, sample)
+    worth["base: no patch, no LoRA"] = answer_logprob(model, sample)
     model.set_patches(weights)
     return worth
 
 
 @torch.no_grad()
-def log_probability(model: Pave, sample: Sample) -> float:
+def answer_logprob(model: PatchedModel, sample: Sample) -> float:
     """Of all labels of a sample, given what stands before each."""
     batch = to_device(collate([sample], model.base.tokenizer.pad_token_id), next(model.parameters()).device)
     logits = model(**batch)["logits"].float()
     labels = batch["labels"][:, 1:]
-    return -F.cross_entropy(logits, labels[labels != IGNORE], reduction="sum").item()
+    return -F.cross_entropy(logits, labels[labels != IGNORE_INDEX], reduction="sum").item()
 
 
-def half_a_clip_later(side: SideTokens) -> SideTokens:
+def shift_half_clip(side: SideTokens) -> SideTokens:
     """The same tokens at other times, what is late comes early; steps of one time (several cameras) stay together."""
     moments = len(side.x) if side.seconds is None else len(side.seconds.unique())
     return side._replace(x=side.x.roll(moments // 2 * (len(side.x) // moments), 0))
@@ -180,15 +183,15 @@ def attention(patch: Patch, query: Tensor, side: SideTokens, frame_seconds: Tens
     tokens = query if patch.query_in is None else patch.query_in(query)
     tokens = tokens if patch.queries is None else patch.queries
     seconds = None if side.seconds is None else [side.seconds.cpu()]
-    windows = patch.windows([count], len(tokens), None, seconds, [frame_seconds.cpu()])
+    windows = patch.plan_windows([count], len(tokens), None, seconds, [frame_seconds.cpu()])
     total = int(windows.total)
-    mix = stretch(count, total).to(tokens)
+    mix = interpolation_weights(count, total).to(tokens)
     memory = _memory(patch, side.x.to(tokens))
     start, length = (x[0].expand(len(tokens)).tolist() for x in (windows.start, windows.length))
     spans = [slice(a, a + n) for a, n in zip(start, length)]
     by_frame, by_token = [], []
     for layer in patch.layers:
-        assert isinstance(layer, Layer)
+        assert isinstance(layer, CrossAttentionLayer)
         weights, heard = _attend(patch, layer, tokens, torch.einsum("nk,kpc->npc", mix, memory), spans)
         shares = [torch.einsum("hswp,wk->hskp", a, mix[span]) for a, span in zip(weights, spans)]
         by_frame.append(torch.stack([a.mean(1).sum(-1) for a in shares], 1))
@@ -201,7 +204,7 @@ def attention(patch: Patch, query: Tensor, side: SideTokens, frame_seconds: Tens
     return Attention(torch.stack(by_frame), torch.stack(by_token), torch.stack(seen), tokens)
 
 
-def stretch(steps: int, positions: int) -> Tensor:
+def interpolation_weights(steps: int, positions: int) -> Tensor:
     """float[positions,steps]: of which steps each position is made, linear in time, ends on ends."""
     at = torch.linspace(0, steps - 1, positions)
     return (1 - (at[:, None] - torch.arange(steps)).abs()).clamp(min=0)
@@ -215,17 +218,19 @@ def _memory(patch: Patch, x: Tensor) -> Tensor:
     return patch.side_in(x.unflatten(1, (edge, edge))[None], torch.ones(1, len(x), dtype=torch.bool))[0].flatten(1, 2)
 
 
-def _attend(patch: Patch, layer: Layer, x: Tensor, memory: Tensor, spans: list[slice]) -> tuple[list[Tensor], Tensor]:
+def _attend(
+    patch: Patch, layer: CrossAttentionLayer, x: Tensor, memory: Tensor, spans: list[slice]
+) -> tuple[list[Tensor], Tensor]:
     """Weights float[H,S,W,P] of every frame over the positions in its span, and what it hears, float[T,S,*]."""
     heads = (layer.heads, -1)
     query, key = layer.q(x).unflatten(-1, heads), layer.k(memory).unflatten(-1, heads)
-    value = layer.v(memory).unflatten(-1, heads) if layer.own_values else key
+    value = layer.v(memory).unflatten(-1, heads) if layer.separate_values else key
     if patch.rope:
         (frames, own), (positions, others) = x.shape[:2], memory.shape[:2]
         grid = rotary.square_side(max(own, others))
         times = rotary.frame_times(frames, torch.tensor([positions]))[0]
-        query = rotary.rotate(query, _turn(times, own, grid, query))
-        key = rotary.rotate(key, _turn(torch.arange(positions), others, grid, key))
+        query = rotary.apply_rotary(query, _turn(times, own, grid, query))
+        key = rotary.apply_rotary(key, _turn(torch.arange(positions), others, grid, key))
     weights, heard = [], []
     for q, span in zip(query, spans):
         scores = torch.einsum("shd,wphd->hswp", q, key[span]) / q.shape[-1] ** 0.5
@@ -234,9 +239,11 @@ def _attend(patch: Patch, layer: Layer, x: Tensor, memory: Tensor, spans: list[s
     return weights, torch.stack(heard)
 
 
-def _turn(times: Tensor, tokens: int, grid: int, like: Tensor) -> rotary.Turn:
+def _turn(times: Tensor, tokens: int, grid: int, like: Tensor) -> rotary.Rotation:
     """A turn for each moment and token, float[U,tokens,64]."""
-    return rotary.Turn(*(x.view(len(times), tokens, -1) for x in rotary.turn(times[None], tokens, grid, like)))
+    return rotary.Rotation(
+        *(x.view(len(times), tokens, -1) for x in rotary.rotation_at(times[None], tokens, grid, like))
+    )
 
 
 def as_json(e: Explanation) -> dict[str, Any]:

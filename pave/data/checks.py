@@ -13,11 +13,13 @@ from typing import Any
 from tqdm import tqdm
 
 from pave.data import extraction
-from pave.data.dataset import media
+from pave.data.dataset import media_paths
 from pave.media import feature_files
-from pave.types import NotThere, Question, SideTokens, UserError
+from pave.sides.base import SideChannel
+from pave.types import MissingAnnotations, Question, UserError
 from pave.utils import registry
-from pave.utils.atomic import atomic_file
+from pave.utils.atomic import write_text
+from pave.utils.json_files import read_json
 
 log = logging.getLogger(__name__)
 INDEX = "index.jsonl"
@@ -50,7 +52,8 @@ def check_store(out: Path, side: str | None = None, source: Path | None = None, 
     `source` is what was extracted, `dim` the width expected (None: the commonest). UserError: nothing to check, or a
     side that is not pave's and that only the store names.
     """
-    manifest = json.loads((out / extraction.MANIFEST).read_text()) if (out / extraction.MANIFEST).is_file() else {}
+    manifest_file = out / extraction.MANIFEST
+    manifest = read_json(manifest_file, extraction.EXPECTED, ["side"]) if manifest_file.is_file() else {}
     if not (side or manifest):
         raise UserError(f"{out}: no {extraction.MANIFEST}; say with --side what published features these are")
     if not side and not registry.is_shipped("sides", manifest["side"]):
@@ -58,12 +61,12 @@ def check_store(out: Path, side: str | None = None, source: Path | None = None, 
             f"{out}: its {extraction.MANIFEST} names the plugin {manifest['side']!r}, code from outside pave that "
             "would run; if you trust it, name it with --side"
         )
-    plugin = extraction.plugin_of(side or manifest["side"])
+    channel = extraction.side_to_extract(side or manifest["side"])
     ours = sorted(out.rglob("*.safetensors"))
     files = ours or sorted(out.rglob("*.pt"))
     if not files:
         raise UserError(f"{out}: no feature files; run `pave extract` first")
-    rows = [_row(file, out, plugin) for file in tqdm(files, desc="check", unit="file")]
+    rows = [_row(file, out, channel) for file in tqdm(files, desc="check", unit="file")]
     widths = Counter(row["shape"][-1] for row in rows if "shape" in row)
     expected = dim or (widths.most_common(1)[0][0] if widths else 0)
     for row in rows:
@@ -78,20 +81,19 @@ def check_store(out: Path, side: str | None = None, source: Path | None = None, 
         other = [row["name"] for row in rows if any(row.get(k, v) != v for k, v in made.items())]
         report.count("made in another way", other, len(rows))
     if source:
-        items, known = extraction.items(plugin, source), {row["name"] for row in rows}
+        items, known = extraction.list_items(channel, source), {row["name"] for row in rows}
         report.count("missing", [item.name for item in items if item.name not in known], len(items))
-        stale = [item.name for item in items if item.name in known and not extraction.is_done(out, item)]
+        stale = [item.name for item in items if item.name in known and not extraction.is_extracted(out, item)]
         report.count("stale (source changed)", stale if ours else [], len(items))
-    with atomic_file(out / INDEX) as temporary:
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_text(out / INDEX, "".join(json.dumps(row) + "\n" for row in rows))
     return report
 
 
-def _row(file: Path, out: Path, plugin: Any) -> dict[str, Any]:
+def _row(file: Path, out: Path, side: SideChannel) -> dict[str, Any]:
     """A line of the index; `problem` where there is one."""
     row: dict[str, Any] = {"name": file.relative_to(out).with_suffix("").as_posix()}
     try:
-        tokens: SideTokens = plugin.load(file)
+        tokens = side.load(file)
         row |= {"shape": list(tokens.x.shape)}
         if tokens.seconds is not None:
             row["seconds"] = [round(s, 3) for s in (tokens.seconds[0].item(), tokens.seconds[-1].item())]
@@ -100,7 +102,7 @@ def _row(file: Path, out: Path, plugin: Any) -> dict[str, Any]:
             names = ("extractor", "options", "weights", "source", "source_bytes", "source_sha256")
             row |= {"dtype": feature_files.dtype(file), **{k: getattr(made, k) for k in names}}
         feature_files.check(tokens, file, tokens.x.shape[-1])
-        problem = plugin.suspicious(tokens.x) if hasattr(plugin, "suspicious") else ""
+        problem = side.suspicion(tokens.x)
     except UserError as error:
         problem = str(error).removeprefix(f"{file}: ")
     return {**row, "problem": problem} if problem else row
@@ -120,7 +122,7 @@ def check_task(
     for split in splits or module.SPLITS:
         try:
             questions = module.load(split, root)
-        except NotThere as error:
+        except MissingAnnotations as error:
             absent.append(f"{split}: {error}")
             continue
         except UserError as error:
@@ -150,7 +152,7 @@ def check_task(
 def _outside(question: Question, root: Path) -> list[str]:
     """What is wrong with where a question's files are: what `pave train` would refuse."""
     try:
-        media(question, root)
+        media_paths(question, root)
     except UserError as error:
         return [str(error)]
     return []

@@ -1,4 +1,4 @@
-"""`pave extract video`: what the frozen tower and projector make of the key frames, so that no epoch does it again.
+"""`pave extract video`: the visual tokens of the key frames, so that no epoch encodes the same frames again.
 
 files: <video>.safetensors: float[T,S,Q+D], for each pooled token the tower's features, then the projected ones
 """
@@ -9,17 +9,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from pave.media import feature_files
 from pave.models.bases._loading import Settings
-from pave.types import VIDEO, Clip, SideTokens, UserError
+from pave.sides import base as sides
+from pave.types import VIDEO_TOKEN_ID, Clip, SideTokens, UserError
 from pave.utils import registry
-
-EXTRACTORS = ("base",)
 
 
 @dataclass(frozen=True)
@@ -27,54 +26,54 @@ class Options:
     """Of the base; the same as in the config of the run that reads the store."""
 
     base: str = "llava_onevision"
-    """Plugin in pave/bases."""
+    """Plugin in pave/models/bases."""
     frames: int = 32
     """T, key frames a video."""
-    dtype: str = "float32"
-    """Of the weights: float32, bfloat16 or float16."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the weights."""
 
 
-class Eyes(nn.Module):
-    """A base without its language model."""
+class VisionEncoder(nn.Module):
+    """A base without its LLM."""
 
-    def __init__(self, base: nn.Module) -> None:
+    def __init__(self, base: Any) -> None:
         super().__init__()
         self.base = base
-        base.hf.model.language_model = None  # type: ignore[union-attr, assignment]
-        base.hf.lm_head = None  # type: ignore[union-attr, assignment]
+        base.hf.model.language_model = None
+        base.hf.lm_head = None
 
 
-def extractor(options: Options) -> str:
-    """Id of the encoder; which base it was is told by the hash of its weights."""
-    return EXTRACTORS[0]
+class SideChannel(sides.SideChannel[Options, VisionEncoder, Clip]):
+    """The key frames themselves, as the base encodes them."""
 
+    options_type = Options
+    extractors = ("base",)
+    """Which base it was is told by the hash of its weights."""
 
-def load(path: Path) -> SideTokens:
-    """float32[T,S,Q+D]. UserError: unusable."""
-    return feature_files.read(path, EXTRACTORS)
+    def build(self, weights: Path, options: Options, device: torch.device) -> VisionEncoder:
+        """Load tower and projector of a base. Raises UserError: no base, or one whose tokens cannot be stored."""
+        base = registry.load("bases", options.base).load(str(weights), Settings(getattr(torch, options.dtype)))
+        if hasattr(base, "position_ids") or not hasattr(base.hf.model, "language_model"):
+            raise UserError(f"{weights}: video tokens of base '{options.base}' cannot be stored; extract none")
+        return VisionEncoder(base).to(device)
 
+    def reader(self, encoder: VisionEncoder, options: Options) -> Callable[[Path], Clip]:
+        """From a video to its key frames. Raises UserError as `read_clip`."""
+        from pave.media.video import read_clip  # training from stored tokens needs no video decoder
 
-def build(weights: Path, options: Options, device: torch.device | str = "cpu") -> Eyes:
-    """Tower and projector of a base. UserError: not a base, or one whose positions depend on the size of pictures."""
-    base = registry.load("bases", options.base).load(str(weights), Settings(getattr(torch, options.dtype)))
-    if hasattr(base, "positions") or not hasattr(base.hf.model, "language_model"):
-        raise UserError(f"{weights}: video tokens of base '{options.base}' cannot be stored; extract none")
-    return Eyes(base).to(device)
+        return partial(read_clip, frames=options.frames)
 
+    @torch.no_grad()
+    def encode(self, inputs: Clip, encoder: VisionEncoder, options: Options) -> SideTokens:
+        """Compute query and embeds side by side, on the CPU."""
+        pixels = encoder.base.preprocess(inputs.frames).to(next(encoder.parameters()).device)
+        query, embeds = encoder.base.encode(pixels[None])
+        x = torch.cat([query[0].float().cpu(), embeds[0].float().cpu()], dim=-1)
+        return SideTokens(x, torch.from_numpy(inputs.seconds).float())
 
-def reader(encoder: Eyes, options: Options) -> Callable[[Path], Clip]:
-    """From a video to its key frames. UserError as `read_clip`."""
-    from pave.media.video import read_clip
-
-    return partial(read_clip, frames=options.frames)
-
-
-@torch.no_grad()
-def encode(clip: Clip, encoder: Eyes, options: Options) -> SideTokens:
-    """Query and embeds side by side, on the CPU."""
-    pixels = encoder.base.preprocess(clip.frames).to(next(encoder.parameters()).device)  # type: ignore[operator]
-    seen = encoder.base.encode(pixels[None])  # type: ignore[operator]
-    return SideTokens(torch.cat([t[0].float().cpu() for t in seen], -1), torch.from_numpy(clip.seconds).float())
+    def load(self, path: Path) -> SideTokens:
+        """Read float32[T,S,Q+D]. Raises UserError."""
+        return feature_files.read(path, self.extractors)
 
 
 def ids(base: Any, pixels: Any, seconds: Tensor | None) -> list[int]:
@@ -83,6 +82,6 @@ def ids(base: Any, pixels: Any, seconds: Tensor | None) -> list[int]:
     `pixels` are what the base's `preprocess` made, or stored tokens; seconds float[T].
     """
     rows, size = len(pixels), tuple(pixels.shape[-2:])
-    if hasattr(base, "video_ids"):
-        return base.video_ids(rows, size, seconds)
-    return [VIDEO] * base.visual_tokens(rows, size)
+    if hasattr(base, "visual_token_ids"):
+        return base.visual_token_ids(rows, size, seconds)
+    return [VIDEO_TOKEN_ID] * base.num_visual_tokens(rows, size)

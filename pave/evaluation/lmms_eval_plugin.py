@@ -14,11 +14,11 @@ from tqdm import tqdm
 
 from pave.checkpoints import load
 from pave.data import visual_token_cache
-from pave.data.collate import conversation, expand
-from pave.data.dataset import feature_file, key_frames, make_sample, plugins, side_tokens
-from pave.evaluation.evaluate import Bad
+from pave.data.collate import encode_conversation, expand_video_tokens
+from pave.data.dataset import feature_file, select_frame_sampling, make_sample, side_channels, read_side_tokens
+from pave.evaluation.evaluate import UnreadableVideo
 from pave.inference import generation
-from pave.inference.generation import Asked
+from pave.inference.generation import PromptGroup
 from pave.types import Question, UserError
 
 MAX_NEW_TOKENS = 1024
@@ -75,21 +75,21 @@ class Model(lmms):
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """Answers in the order of the requests. Raises UserError, before the first, for what is missing or not done."""
         asks = [self._ask(*request.args) for request in requests]
-        by_question = getattr(self.model.base, "by_question", False)
+        prompt_conditioned = getattr(self.model.base, "prompt_conditioned", False)
         videos: dict[tuple[Any, ...], list[int]] = {}
         for i, ask in enumerate(asks):
-            own = ask.text if by_question else ""
+            own = ask.text if prompt_conditioned else ""
             videos.setdefault((ask.max_new_tokens, ask.video, ask.features, own), []).append(i)
         texts = [""] * len(asks)
         with tqdm(total=len(asks), desc="answer", unit="question", disable=self.rank > 0) as bar:
             for most in dict.fromkeys(ask.max_new_tokens for ask in asks):
-                how = generation.decoding(self.model, most)
+                how = generation.greedy_decoding(self.model, most)
                 groups = [group for key, group in videos.items() if key[0] == most]
                 data: Any = [[asks[i] for i in group] for group in groups]
                 order = iter(groups)
                 # Collated, and so read, by the workers.
                 for read in DataLoader(data, self.batch_size, num_workers=self.workers, collate_fn=self._read):
-                    if isinstance(read, Bad):
+                    if isinstance(read, UnreadableVideo):
                         raise UserError(read)
                     for rows in generation.answers(self.model, read, how, self.batch_size):
                         said = self.model.base.tokenizer.batch_decode(rows, skip_special_tokens=True)
@@ -116,7 +116,7 @@ class Model(lmms):
         video = Path(os.path.abspath(found[0]))
         if not video.exists():
             raise UserError(f"{video}: no such video ({where}); let lmms-eval download the task's videos again")
-        files = tuple(self._features(side, video, f"{task}/{doc_id}") for side in plugins(self.config))
+        files = tuple(self._features(side, video, f"{task}/{doc_id}") for side in side_channels(self.config))
         return Ask(text, video, files, *_decoding(where, wanted))
 
     def _features(self, side: str, video: Path, own: str) -> Path | None:
@@ -131,27 +131,27 @@ class Model(lmms):
             raise UserError(f"{files[-1]}: no such {side} features, and no {own} in that folder; {hint}")
         return file
 
-    def _read(self, groups: Sequence[Sequence[Ask]]) -> list[Asked] | Bad:
+    def _read(self, groups: Sequence[Sequence[Ask]]) -> list[PromptGroup] | UnreadableVideo:
         """Groups of requests about one video each, or why one cannot be read."""
         try:
             return [self._asked(*group) for group in groups]
         except UserError as error:
-            return Bad(error)
+            return UnreadableVideo(error)
 
-    def _asked(self, first: Ask, *others: Ask) -> Asked:
+    def _asked(self, first: Ask, *others: Ask) -> PromptGroup:
         from pave.media.video import read_clip
 
         config, base = self.config, self.model.base
-        clip = read_clip(first.video, key_frames(config.base, base))
+        clip = read_clip(first.video, select_frame_sampling(config.base, base))
         sides = {
-            name: None if file is None else side_tokens(plugin.load, file, config.sides[name].side_dim)
-            for (name, plugin), file in zip(plugins(config).items(), first.features)
+            name: None if file is None else read_side_tokens(side.load, file, config.sides[name].side_dim)
+            for (name, side), file in zip(side_channels(config).items(), first.features)
         }
         sample = make_sample(config, base, first.text, clip, sides)
         assert sample.pixels is not None
         visual = visual_token_cache.ids(base, sample.pixels, sample.frame_seconds)
-        encoded, longest = [conversation(base, ask.text) for ask in others], config.data.max_length
-        return Asked(sample, [sample.ids, *(expand(e.ids, e.labels, visual, longest)[0] for e in encoded)])
+        encoded, longest = [encode_conversation(base, ask.text) for ask in others], config.data.max_length
+        return PromptGroup(sample, [sample.ids, *(expand_video_tokens(e.ids, e.labels, visual, longest)[0] for e in encoded)])
 
 
 def _decoding(where: str, wanted: Mapping[str, Any]) -> tuple[int, tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""Frames of a video through a picture or video tower."""
+"""Frames of a video through an image or video tower."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ BATCH = 32
 
 @torch.no_grad()
 def encode(clip: Clip, encoder: Encoder, pool: Callable[[Tensor], Tensor]) -> SideTokens:
-    """Tokens on the CPU of frames as the tower's `prepare` makes them, each frame's pooled and with its time."""
+    """Encode frames, as the tower's `prepare` makes them, into pooled tokens on the CPU, a step a frame."""
+    # A video tower takes whole groups of frames.
     batch = max(BATCH // encoder.frames, 1) * encoder.frames
-    parts = torch.from_numpy(clip.frames).split(batch)
-    x = torch.cat([pool(encoder.patches(part)).float().cpu() for part in parts])
+    frames = torch.from_numpy(clip.frames)
+    x = torch.cat([pool(encoder.patches(part)).float().cpu() for part in frames.split(batch)])
+
     return SideTokens(x, torch.from_numpy(clip.seconds).float())

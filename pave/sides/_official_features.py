@@ -1,4 +1,4 @@
-"""Published feature files: one bare tensor each, in the type it was computed in."""
+"""Official feature files: one bare tensor each, in the type it was computed in."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from pave.types import UserError
 
 
 def read(path: Path, fits: Callable[[tuple[int, ...]], bool], expected: str) -> Tensor:
-    """The tensor of a .pt file, in float32. UserError: no such file, another content, or of a shape that does not fit.
+    """Read the tensor of a .pt file, in float32; `expected` says in words which shapes fit.
 
-    `expected` says in words which shapes fit.
+    Raises UserError: no such file, another content, a shape that does not fit.
     """
     x = feature_files.read_torch(path)
-    found = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-    if not isinstance(x, Tensor) or not fits(tuple(x.shape)):
-        raise UserError(f"{path}: holds {found}, expected a tensor {expected}; download it again")
-    return x.detach().float()
+    if isinstance(x, Tensor) and fits(tuple(x.shape)):
+        return x.detach().float()
+
+    actual = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+    raise UserError(f"{path}: holds {actual}, expected a tensor {expected}; download it again")

@@ -1,7 +1,7 @@
 """The audio side: one ImageBind token for every 2 s of sound, one a second.
 
 encode: video or sound file -> SideTokens float[K,1,C], K = whole seconds - 1, C = 1024 with the huge tower
-files:  <video>.safetensors of `pave extract`, or <video>.pt as published: float[K,C] or float[A,B,C]
+files:  <video>.safetensors of `pave extract`, or the official <video>.pt: float[K,C] or float[A,B,C]
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from torch import Tensor
 from pave.media import feature_files
 from pave.media.audio import HOP, RATE, WINDOW, mel_windows, read_waveform, resample
 from pave.models.encoders import imagebind_audio
-from pave.types import SideTokens, UserError
+from pave.sides import _official_features, base
+from pave.types import SideTokens
 
-DIM = 1024
-"""Width of the published features."""
-EXTRACTORS = ("imagebind_audio",)
 NORM = 20.0
 """Length of every row: ImageBind's fixed scale on a unit vector."""
+NORM_TOLERANCE = 0.02
+"""Relative; half precision keeps the norm to about 0.4 %."""
 BATCH = 32
 """Windows through the tower at once."""
-FAINT = 1e-4
-"""A sound track that never gets louder, of 1, is called silent: three bits of 16."""
+SILENCE = 1e-4
+"""A sound track whose peak, of 1, stays below is called silent: three bits of 16."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """How sound becomes windows; both switches on is what the release did."""
+    """How sound becomes windows; the official code has both switches on."""
 
     inplace_mean: bool = False
     """Each window also loses, over its first second, the mean of the window before it."""
@@ -41,68 +41,62 @@ class Options:
     """The sound track goes through an mp3 of 44.1 kHz first."""
 
 
-class Windows(NamedTuple):
-    """What is heard in a file."""
+class Sound(NamedTuple):
+    """The sound of one file, cut into windows."""
 
     mel: Tensor
     """float[K,1,128,204]"""
     seconds: float
-    loudest: float
+    peak: float
+    """Largest absolute sample, of 1."""
 
 
-def extractor(options: Options) -> str:
-    """Id of the encoder, whatever the options."""
-    return EXTRACTORS[0]
+class SideChannel(base.SideChannel[Options, imagebind_audio.Tower, Sound]):
+    """Sound as ImageBind tokens."""
+
+    options_type = Options
+    extractors = ("imagebind_audio",)
+
+    def build(self, weights: Path, options: Options, device: torch.device) -> imagebind_audio.Tower:
+        """Load the tower from imagebind_huge.pth or .safetensors. Raises UserError where it is not such a file."""
+        return imagebind_audio.load(weights).to(device)
+
+    def reader(self, encoder: imagebind_audio.Tower, options: Options) -> Callable[[Path], Sound]:
+        """From a video or sound file to its windows. Raises UserError: no sound track, damaged."""
+        return partial(_read_sound, options=options)
+
+    @torch.no_grad()
+    def encode(self, inputs: Sound, encoder: imagebind_audio.Tower, options: Options) -> SideTokens:
+        """Compute tokens on the CPU, each with the middle of its 2 s."""
+        device = next(encoder.parameters()).device
+        x = torch.cat([encoder(part.to(device)).cpu() for part in inputs.mel.split(BATCH)])
+        return SideTokens(x[:, None], (WINDOW / 2 + HOP * torch.arange(len(x))) / RATE)
+
+    def load(self, path: Path) -> SideTokens:
+        """Read float32[K,1,C] from our file, or from an official .pt, which states no times. Raises UserError."""
+        if path.suffix != ".pt":
+            return feature_files.read(path, self.extractors)
+
+        expected = "(steps, width) or (steps, tokens, width)"
+        x = _official_features.read(path, lambda shape: len(shape) in (2, 3), expected)
+        # Every token becomes a step, the class token too, as in the official code.
+        return SideTokens(x.reshape(-1, 1, x.shape[-1]))
+
+    def note(self, inputs: Sound) -> str:
+        """Say what is unusual about a sound track: silence, or less than one window."""
+        if inputs.peak < SILENCE:
+            return "silent"
+        if inputs.seconds < WINDOW / RATE:
+            return f"{inputs.seconds:.2f} s, padded with silence to {WINDOW // RATE} s"
+        return ""
+
+    def suspicion(self, x: Tensor) -> str:
+        """Say why float[K,1,C] cannot come from ImageBind, whose rows all have the same norm."""
+        error = (x.norm(dim=-1) - NORM).abs().max().item()
+        return f"a row's norm is {error:.2f} from {NORM:g}" if error > NORM_TOLERANCE * NORM else ""
 
 
-def load(path: Path) -> SideTokens:
-    """float32[K,1,C] from our feature file, or from an official .pt one, which states no times. UserError: unusable."""
-    if path.suffix == ".pt":
-        return _load_official(path)
-    return feature_files.read(path, EXTRACTORS)
-
-
-def _load_official(path: Path) -> SideTokens:
-    x = feature_files.read_torch(path)
-    if not isinstance(x, Tensor) or x.ndim not in (2, 3):
-        found = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise UserError(f"{path}: holds {found}, expected a tensor (steps, width) or (steps, tokens, width)")
-    # Every token becomes a step of its own, the class token too, as in the release.
-    return SideTokens(x.detach().float().reshape(-1, 1, x.shape[-1]))
-
-
-def build(weights: Path, options: Options, device: torch.device | str = "cpu") -> imagebind_audio.Tower:
-    """The encoder from imagebind_huge.pth or an audio tower as .safetensors. UserError: not such a file."""
-    return imagebind_audio.load(weights).to(device)
-
-
-def reader(encoder: imagebind_audio.Tower, options: Options) -> Callable[[Path], Windows]:
-    """From a video or sound file to its windows. UserError: no sound track, damaged."""
-    return partial(_listen, options=options)
-
-
-def _listen(path: Path, options: Options) -> Windows:
-    sound = read_waveform(path, options.mp3)
-    mel = mel_windows(resample(sound.x, sound.rate), options.inplace_mean)
-    return Windows(mel, sound.x.shape[1] / sound.rate, sound.x.abs().max().item())
-
-
-def note(windows: Windows) -> str:
-    """What is unusual about a sound track that was extracted all the same."""
-    if windows.loudest < FAINT:
-        return "silent"
-    return f"{windows.seconds:.2f} s, padded with silence to {WINDOW // RATE} s" if windows.seconds < 2 else ""
-
-
-@torch.no_grad()
-def encode(windows: Windows, encoder: imagebind_audio.Tower, options: Options) -> SideTokens:
-    """Tokens on the CPU, each with the middle of its 2 s."""
-    device = next(encoder.parameters()).device
-    x = torch.cat([encoder(part.to(device)).cpu() for part in windows.mel.split(BATCH)])
-    return SideTokens(x[:, None], (WINDOW / 2 + HOP * torch.arange(len(x))) / RATE)
-
-
-def suspicious(x: Tensor) -> str:
-    """Why float[K,1,C] cannot come from ImageBind, or nothing; half precision keeps the norm to about 0.4 %."""
-    far = (x.norm(dim=-1) - NORM).abs().max().item()
-    return f"a row's norm is {far:.2f} from {NORM:g}" if far > 0.02 * NORM else ""
+def _read_sound(path: Path, options: Options) -> Sound:
+    waveform = read_waveform(path, options.mp3)
+    mel = mel_windows(resample(waveform.x, waveform.rate), options.inplace_mean)
+    return Sound(mel, waveform.x.shape[1] / waveform.rate, waveform.x.abs().max().item())

@@ -1,8 +1,8 @@
-"""The dense side: more frames than the language model gets, two a second, as 2x2 tokens of a picture or video tower.
+"""The dense side: more frames than the LLM gets, two a second, as 2x2 tokens of an image or video tower.
 
-encode: video -> SideTokens float[K,P,C], a step a frame at the time it is shown, P = pool * pool; C = 1152 of the
-        base's own SigLIP, 1024 of LanguageBind, whose K is a multiple of 8
-files:  <video>.safetensors of ours, without class tokens; or <video>.pt as published: float[K,1+P,C], K a multiple of
+encode: video -> SideTokens float[K,P,C], a step a frame at the time it is shown, P = pool * pool; C = 1152 with the
+        base's own SigLIP, 1024 with LanguageBind, whose K is a multiple of 8
+files:  <video>.safetensors of ours, without class tokens; or the official <video>.pt: float[K,1+P,C], K a multiple of
         8, P = 4, C = 1024
 """
 
@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Literal
 
 import numpy as np
@@ -24,18 +23,14 @@ from pave.media.frame_sampling import uniform
 from pave.media.video import read_frames
 from pave.models import pooling
 from pave.models.encoders import languagebind_video, siglip
-from pave.sides import _frame_features, _official_features
+from pave.sides import _frame_features, _official_features, base
 from pave.sides._frame_features import Encoder
 from pave.types import Clip, SideTokens, UserError
-
-DIM = 1024
-"""Width of the published features."""
-EXTRACTORS = ("languagebind_video", "siglip_frames")
 
 
 @dataclass(frozen=True)
 class Options:
-    """Which frames, and what is kept of each; the release's are tower=languagebind."""
+    """Which frames, and what is kept of each; the official code has tower=languagebind."""
 
     tower: Literal["siglip", "languagebind"] = "siglip"
     """siglip: the base's own, with --weights of the base; languagebind: 8 frames at a time see one another."""
@@ -51,60 +46,57 @@ class Options:
             raise UserError(f"fps={self.fps:g} pool={self.pool}: both must be above 0")
 
 
-def extractor(options: Options) -> str:
-    """Id of the tower."""
-    return "siglip_frames" if options.tower == "siglip" else "languagebind_video"
+class SideChannel(base.SideChannel[Options, Encoder, Clip]):
+    """More frames than the LLM gets, as few tokens each."""
+
+    options_type = Options
+    extractors = ("languagebind_video", "siglip_frames")
+
+    def extractor(self, options: Options) -> str:
+        """Id of the tower."""
+        return "siglip_frames" if options.tower == "siglip" else "languagebind_video"
+
+    def build(self, weights: Path, options: Options, device: torch.device) -> Encoder:
+        """Load the tower, from a base's folder or LanguageBind's. Raises UserError: not such weights."""
+        if options.tower == "siglip":
+            return siglip.load(weights).to(device)
+        return languagebind_video.load(weights).to(device)
+
+    def reader(self, encoder: Encoder, options: Options) -> Callable[[Path], Clip]:
+        """From a video to frames in the tower's size, and their times. Raises UserError: no video, damaged."""
+        choose = partial(choose_frames, per_second=options.fps, at_least=options.least, multiple=encoder.frames)
+        prepare = siglip.prepare if options.tower == "siglip" else languagebind_video.prepare
+        return partial(read_frames, choose=choose, prepare=partial(prepare, size=encoder.image_size))
+
+    def encode(self, inputs: Clip, encoder: Encoder, options: Options) -> SideTokens:
+        """Compute tokens on the CPU, each frame's with its time."""
+        return _frame_features.encode(inputs, encoder, partial(pooling.average, edge=options.pool))
+
+    def load(self, path: Path) -> SideTokens:
+        """Read float32[K,P,C] from our file, or from an official .pt, which states no times. Raises UserError."""
+        if path.suffix != ".pt":
+            return feature_files.read(path, self.extractors)
+
+        expected = "(steps, tokens, width) with a square number of tokens, or one more"
+        x = _official_features.read(path, _is_grid, expected)
+        # Without a class token, the tokens of a frame are a square.
+        return SideTokens(x if _is_square(x.shape[1]) else x[:, 1:])
 
 
-def load(path: Path) -> SideTokens:
-    """float32[K,P,C] from our feature file, or from a published .pt one, which states no times. UserError: unusable.
+def choose_frames(seconds: np.ndarray, fps: float, per_second: float, at_least: int, multiple: int) -> np.ndarray:
+    """Numbers int64[N] of the frames to take, evenly spaced, ends included; N is a multiple of `multiple`, not 0.
 
-    A class token is known by the count: without it the tokens of a frame are a square.
+    A video too short for one group, or for `at_least`, gives frames several times.
     """
-    if path.suffix != ".pt":
-        return feature_files.read(path, EXTRACTORS)
-    x = _official_features.read(
-        path,
-        lambda shape: len(shape) == 3 and (_is_square(shape[1]) or _is_square(shape[1] - 1)),
-        "(steps, tokens, width) with a square number of tokens, or one more",
-    )
-    return SideTokens(x if _is_square(x.shape[1]) else x[:, 1:])
+    # Where the rate varies, what a file states of it may be wrong; its time stamps are not.
+    duration = max(len(seconds) / fps, seconds[-1])
+    groups = max(int(max(duration * per_second, at_least) // multiple), 1)
+    return uniform(len(seconds), groups * multiple)
+
+
+def _is_grid(shape: tuple[int, ...]) -> bool:
+    return len(shape) == 3 and (_is_square(shape[1]) or _is_square(shape[1] - 1))
 
 
 def _is_square(count: int) -> bool:
     return math.isqrt(count) ** 2 == count
-
-
-def choose(seconds: np.ndarray, fps: float, per_second: float, least: int, together: int) -> np.ndarray:
-    """Numbers of the frames to take, evenly spaced, ends included; whole groups of `together`, one at least.
-
-    A video too short for a group, or for `least`, gives frames several times. Released for constant frame rates.
-    """
-    # Where the rate varies, what a file states of it may be far off; its time stamps are not.
-    duration = max(len(seconds) / fps, seconds[-1])
-    groups = max(int(max(duration * per_second, least) // together), 1)
-    return uniform(len(seconds), groups * together)
-
-
-def build(weights: Path, options: Options, device: torch.device) -> Encoder:
-    """The tower, from a base's folder or LanguageBind's. UserError: not such weights."""
-    return _module(options).load(weights).to(device)
-
-
-def reader(encoder: Encoder, options: Options) -> Callable[[Path], Clip]:
-    """From a video to frames in the tower's size, and their times. UserError: no video, damaged."""
-    return partial(_look, options=options, size=encoder.image_size, together=encoder.frames)
-
-
-def _look(path: Path, options: Options, size: int, together: int) -> Clip:
-    pick = partial(choose, per_second=options.fps, least=options.least, together=together)
-    return read_frames(path, pick, partial(_module(options).prepare, size=size))
-
-
-def encode(clip: Clip, encoder: Encoder, options: Options) -> SideTokens:
-    """Tokens on the CPU, each frame's with its time."""
-    return _frame_features.encode(clip, encoder, partial(pooling.average, edge=options.pool))
-
-
-def _module(options: Options) -> ModuleType:
-    return siglip if options.tower == "siglip" else languagebind_video

@@ -1,4 +1,4 @@
-"""Learning which of two answers is the better: direct preference optimisation (arXiv 2305.18290)."""
+"""Direct preference optimisation (arXiv 2305.18290): learn which of two answers is the better."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -19,33 +18,35 @@ from transformers import TrainingArguments
 
 from pave.data import collate as batches
 from pave.data.collate import Sample, to_device
-from pave.data.dataset import Questions
-from pave.models.patched_model import Pave
-from pave.types import IGNORE, SideTokens, UserError
+from pave.data.dataset import QuestionDataset
+from pave.models.patched_model import PatchedModel
+from pave.sides.base import SideChannel
+from pave.types import IGNORE_INDEX, SideTokens, UserError
 from pave.utils import distributed
-from pave.utils.atomic import atomic_file
+from pave.utils.atomic import write_text
+from pave.utils.json_files import read_json
 
-FILE = "reference.json"
-"""Of a run: what its model made of both answers before it learnt, so that a resumed run need not ask again."""
+REFERENCE_FILE = "reference.json"
+"""In the folder of a run: log-probabilities by the untrained model, which a resumed run no longer has."""
 
 
-class Pair(NamedTuple):
+class PreferencePair(NamedTuple):
     """One question with the better and the worse answer."""
 
     chosen: Sample
     rejected: Sample
     reference: Tensor
-    """float[2], log-probabilities of both by the model that training starts from; NaN until they are known."""
+    """float[2], log-probabilities of both answers by the model before training; NaN until they are computed."""
 
 
-class Pairs(Questions):
+class PreferenceDataset(QuestionDataset):
     """Questions of a task that have a rejected answer too."""
 
-    reference: Mapping[str, Sequence[float]] = {}
-    """By question."""
+    reference_logps: Mapping[str, Sequence[float]] = {}
+    """Log-probabilities of the chosen and the rejected answer by the model before training, by question id."""
 
     def check(self) -> None:
-        """As for all questions. Raises UserError naming the first without two different answers."""
+        """Check as for all questions. Raises UserError naming the first without two different answers."""
         for question in self.questions:
             if question.rejected in ("", self.task.target(question)):
                 raise UserError(
@@ -53,106 +54,125 @@ class Pairs(Questions):
                 )
         super().check()
 
-    def __getitem__(self, index: int) -> Pair:  # type: ignore[override]
+    def __getitem__(self, index: int) -> PreferencePair:  # type: ignore[override]
         question = self.questions[index]
-        chosen, rejected = self.samples(index, [self.task.target(question), question.rejected])
-        return Pair(chosen, rejected, torch.tensor(self.reference.get(question.qid, (math.nan, math.nan))))
+        chosen, rejected = self.make_samples(index, [self.task.target(question), question.rejected])
+        reference = self.reference_logps.get(question.qid, (math.nan, math.nan))
+        return PreferencePair(chosen, rejected, torch.tensor(reference))
 
-    def _reader(self, plugin: ModuleType, index: int) -> Callable[[Path], SideTokens]:
-        """Nothing is drawn at random: the reference has seen the same."""
-        return plugin.load
+    def _reader(self, side: SideChannel, index: int) -> Callable[[Path], SideTokens]:
+        # Never at random, as in other training: the reference was computed from the same side tokens.
+        return side.load
 
 
-def collate(pairs: Sequence[Pair], pad_id: int, widths: Mapping[str, int] | None = None) -> dict[str, Any]:
-    """A batch for Pave.forward of all chosen, then all rejected; `reference` float[2N] is for the loss alone."""
-    chosen, rejected = [pair.chosen for pair in pairs], [pair.rejected for pair in pairs]
-    if all(pair.chosen.guide == pair.rejected.guide for pair in pairs):
-        # Both are about the same sight, so a video is looked at once.
+def collate(pairs: Sequence[PreferencePair], pad_id: int, widths: Mapping[str, int] | None = None) -> dict[str, Any]:
+    """Batch all chosen, then all rejected answers for PatchedModel.forward; `reference` float[2N] is for the loss."""
+    chosen = [pair.chosen for pair in pairs]
+    rejected = [pair.rejected for pair in pairs]
+
+    # Where visual tokens do not depend on the answer, each video is encoded once for both.
+    if all(pair.chosen.prompt_ids == pair.rejected.prompt_ids for pair in pairs):
         rejected = [sample._replace(pixels=None) for sample in rejected]
+
     batch = batches.collate(chosen + rejected, pad_id, widths=widths)
     batch["reference"] = torch.stack([pair.reference for pair in pairs], dim=1).flatten()
     return batch
 
 
-def log_probabilities(logits: Tensor, labels: Tensor) -> Tensor:
-    """Logits float[n,V] of Pave.forward, labels int[B,L] -> that of each row's answer, summed over tokens: float[B]."""
-    wanted = labels[:, 1:] != IGNORE
-    each = -F.cross_entropy(logits.float(), labels[:, 1:][wanted], reduction="none")
-    return each.new_zeros(len(labels)).index_add(0, wanted.nonzero()[:, 0], each)
+def answer_logps(logits: Tensor, labels: Tensor) -> Tensor:
+    """Sum the log-probabilities of each row's label tokens: float[n,V] of PatchedModel.forward, int[B,L] -> float[B]."""
+    is_label = labels[:, 1:] != IGNORE_INDEX
+    token_logps = -F.cross_entropy(logits.float(), labels[:, 1:][is_label], reduction="none")
+    row_of_token = is_label.nonzero()[:, 0]
+    return token_logps.new_zeros(len(labels)).index_add(0, row_of_token, token_logps)
 
 
 def margins(logits: Tensor, labels: Tensor, reference: Tensor, beta: float) -> Tensor:
-    """How much more the model has come to prefer the chosen than the rejected, times beta: float[N] of 2N rows."""
-    chosen, rejected = (log_probabilities(logits, labels) - reference).chunk(2)
+    """Beta times how much the preference for the chosen answer has grown: float[N], from 2N rows."""
+    chosen, rejected = (answer_logps(logits, labels) - reference).chunk(2)
     return beta * (chosen - rejected)
 
 
-def loss(margins: Tensor) -> Tensor:
-    """-log sigmoid of the margins float[N], mean."""
+def dpo_loss(margins: Tensor) -> Tensor:
+    """Mean of -log sigmoid of the margins float[N]."""
     return -F.logsigmoid(margins).mean()
 
 
-class Preference:
-    """What a run on pairs minimises, and how it goes."""
+class PreferenceLoss:
+    """The loss of a run on pairs; it keeps the margins of micro-batches for the log."""
 
     def __init__(self, beta: float) -> None:
         self.beta = beta
-        self.seen: list[Tensor] = []
-        """Margins of the micro-batches since `take`."""
+        self.margins: list[Tensor] = []
+        """Of the micro-batches since `pop_metrics`."""
 
     def __call__(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Tensor]:
-        """What Pave.forward gives, with the loss of the pairs."""
+        """Run PatchedModel.forward, with the loss of the pairs instead of that of the answers."""
         reference = inputs.pop("reference")
         outputs = model(**inputs)
-        found = margins(outputs["logits"], inputs["labels"], reference, self.beta)
-        self.seen.append(found.detach())
-        return {**outputs, "loss": loss(found)}
+        batch_margins = margins(outputs["logits"], inputs["labels"], reference, self.beta)
+        self.margins.append(batch_margins.detach())
+        return {**outputs, "loss": dpo_loss(batch_margins)}
 
-    def take(self) -> dict[str, float]:
-        """Mean margin, and share of pairs above zero, of this process."""
-        found, self.seen = torch.cat(self.seen), []
-        return {"preference/margin": found.mean().item(), "preference/right": (found > 0).float().mean().item()}
+    def pop_metrics(self) -> dict[str, float]:
+        """Mean margin, and share of pairs with a margin above zero, of this process."""
+        all_margins, self.margins = torch.cat(self.margins), []
+        accuracy = (all_margins > 0).float().mean().item()
+        return {"preference/margin": all_margins.mean().item(), "preference/accuracy": accuracy}
 
 
-def refer(model: Pave, parts: Mapping[str, Pairs], out: Path, arguments: TrainingArguments) -> None:
-    """Give every question what the model, not yet trained, makes of both answers; kept in `out` for a resumed run.
+def compute_reference_logps(
+    model: PatchedModel, task_datasets: Mapping[str, PreferenceDataset], out: Path, arguments: TrainingArguments
+) -> None:
+    """Set `reference_logps` of the data sets by the model before training, or from `out`, for a resumed run.
 
-    Each rank asks its share of the questions. Raises UserError where weights are split, or answers differ in weight.
+    Raises UserError where weights are sharded, or where answers differ in weight.
     """
     if distributed.are_split(arguments) or arguments.average_tokens_across_devices:
         raise UserError(
             "dpo_beta: needs whole weights on each GPU and pairs that count alike: DDP or ZeRO-2, without "
             "train.average_tokens_across_devices"
         )
-    batch_size = arguments.per_device_train_batch_size
-    file, state = out / FILE, PartialState()
+
+    file, state = out / REFERENCE_FILE, PartialState()
     if not file.is_file():
-        asked = [(name, i) for name, part in parts.items() for i in range(len(part))][state.process_index :]
-        mine = dict(_ask(model, parts, asked[:: state.num_processes], batch_size))
-        merged = [(name, qid, both) for share in gather_object([mine]) for (name, qid), both in share.items()]
+        keys = [(name, i) for name, dataset in task_datasets.items() for i in range(len(dataset))]
+        rank_keys = keys[state.process_index :: state.num_processes]
+        rank_logps = list(iterate_logps(model, task_datasets, rank_keys, arguments.per_device_train_batch_size))
+
+        tables: dict[str, dict[str, list[float]]] = {name: {} for name in task_datasets}
+        for name, qid, logps in gather_object(rank_logps):
+            tables[name][qid] = logps
         if state.is_main_process:
             out.mkdir(parents=True, exist_ok=True)
-            with atomic_file(file) as temporary:
-                tables = {name: {q: both for n, q, both in merged if n == name} for name in parts}
-                temporary.write_text(json.dumps(tables))
+            write_text(file, json.dumps(tables))
         state.wait_for_everyone()
-    known = json.loads(file.read_text())
-    for name, part in parts.items():
-        part.reference = known[name]
+
+    stored_logps = read_json(file, "its own answers of `pave train`; delete it", list(task_datasets))
+    for name, dataset in task_datasets.items():
+        dataset.reference_logps = stored_logps[name]
 
 
 @torch.no_grad()
-def _ask(
-    model: Pave, parts: Mapping[str, Pairs], asked: Sequence[tuple[str, int]], batch_size: int
-) -> Iterator[tuple[tuple[str, str], list[float]]]:
-    training, device = model.training, next(model.parameters()).device
+def iterate_logps(
+    model: PatchedModel,
+    task_datasets: Mapping[str, PreferenceDataset],
+    keys: Sequence[tuple[str, int]],
+    batch_size: int,
+) -> Iterator[tuple[str, str, list[float]]]:
+    """Yield task, question id and [chosen, rejected] log-probabilities for each (task, index)."""
+    was_training, device = model.training, next(model.parameters()).device
     model.eval()
-    for start in tqdm(range(0, len(asked), batch_size), desc="reference", unit="batch"):
-        few = asked[start : start + batch_size]
-        batch = collate([parts[name][i] for name, i in few], model.base.tokenizer.pad_token_id)
+
+    for start in tqdm(range(0, len(keys), batch_size), desc="reference", unit="batch"):
+        batch_keys = keys[start : start + batch_size]
+        pairs = [task_datasets[name][i] for name, i in batch_keys]
+        batch = to_device(collate(pairs, model.base.tokenizer.pad_token_id), device)
         batch.pop("reference")
-        batch = to_device(batch, device)
-        found = log_probabilities(model(**batch)["logits"], batch["labels"])
-        for (name, i), both in zip(few, found.view(2, -1).T.tolist()):
-            yield (name, parts[name].questions[i].qid), both
-    model.train(training)
+
+        batch_logps = answer_logps(model(**batch)["logits"], batch["labels"])
+        # All chosen come first, then all rejected.
+        for (name, i), logps in zip(batch_keys, batch_logps.view(2, -1).T.tolist()):
+            yield name, task_datasets[name].questions[i].qid, logps
+
+    model.train(was_training)

@@ -5,6 +5,7 @@ What they do with data is in tests/end_to_end/test_recipe_runs.py.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import os
 import re
@@ -21,7 +22,6 @@ from pave.checkpoints import build
 from pave.cli import main
 from pave.config import Config
 from pave.training import train
-from pave.utils import registry
 
 BASE = "lmms-lab/llava-onevision-qwen2-{}-ov"
 LORA = {"0.5b": 35_192_832, "7b": 161_480_704}
@@ -31,6 +31,7 @@ UNUSED = 262_656
 
 FOLDERS = {("avsd", "audio"): "Charades_*_audio_imagebind_feat", ("llava_video", "dense"): "languagebind_feat"}
 """Of features, where the published names are known."""
+OFFICIAL_DIMS = {"audio": 1024, "dense": 1024, "scene3d": 1024, "exo": 1152}
 
 
 def on_7b(name: str) -> Config:
@@ -48,17 +49,17 @@ def test_the_numbers_are_the_published_ones(name: str, tmp_path: Path) -> None:
     assert resolved.patch_lr is None
     assert tuple(resolved.sides) == recipe.sides
     for side, patch in resolved.sides.items():
-        assert patch.side_dim == registry.load("sides", side).DIM
+        assert patch.side_dim == OFFICIAL_DIMS[side]
         assert (patch.hidden_dim, patch.side_hidden_dim, patch.heads, patch.num_layers) == (512, 512, 4, recipe.depth)
         assert patch.rope == recipe.rope
         assert (patch.conv_blocks, patch.queries, patch.value_projection, patch.neighborhood) == (
             [],
             [],
-            "key",
+            "shared",
             "chunks",
         )
         assert patch.features == FOLDERS.get((recipe.task, side), f"features/{side}")
-    arguments = train.training_arguments(resolved, tmp_path)
+    arguments = recipe.training_arguments(resolved, tmp_path)
     assert arguments.per_device_train_batch_size == recipe.batch
     assert arguments.gradient_accumulation_steps == recipe.accumulation
     assert (arguments.num_train_epochs, arguments.max_steps) == (recipe.epochs, -1)
@@ -127,11 +128,11 @@ def test_the_header_says_what_there_is_to_know(name: str) -> None:
         assert re.search(rf"(?<![\d.]){re.escape(number)}(?![\d])", text), number
     steps = RECIPES[name].batch * RECIPES[name].accumulation * 8
     assert f"{steps} samples a step" in text
-    assert commands(name, "bash ")[0][:4] == ["bash", f"scripts/recipes/{name}.sh", "DATA", "OUT"]
+    assert commands(name, "bash ")[0][:4] == ["bash", f"scripts/{name}_train.sh", "DATA", "OUT"]
     for words in [*commands(name, "bash "), *commands(name, "... ")]:
         config.load(file_of(name), [word for word in words if "=" in word])
     for words in commands(name, "pave "):
-        arguments = main._parse(words[1:])
+        arguments = main.parse_arguments(words[1:])
         assert str(arguments.ckpt) == f"configs/{name}.yaml"
         config.load(file_of(name), arguments.overrides)
 
@@ -149,51 +150,67 @@ def test_what_the_paper_compares_with_is_one_override(name: str) -> None:
     assert patch.query_in is None
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_the_script_trains_its_config_and_scores_it(name: str, tmp_path: Path) -> None:
-    """With programs that only write down how they were called."""
-    shutil.copytree(ROOT / "scripts/recipes", tmp_path / "scripts/recipes")
-    shutil.copy(ROOT / "scripts/train.sh", tmp_path / "scripts/train.sh")
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """The scripts beside a `torchrun` that only writes down how it is called."""
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
     (tmp_path / "scripts/setup.sh").write_text("")
     (tmp_path / ".venv/bin").mkdir(parents=True)
-    for program in ("torchrun", "pave"):
-        stub = tmp_path / ".venv/bin" / program
-        stub.write_text('#!/bin/sh\necho "$(basename "$0") $*" >>calls\n')
-        stub.chmod(0o755)
-    script = tmp_path / f"scripts/recipes/{name}.sh"
-    assert os.access(script, os.X_OK)
-    words, environment = ["DATA", "OUT", "train.seed=1", "--resume"], {**os.environ, "PROCESSES": "3"}
-    done = subprocess.run(
-        ["bash", script, *words], capture_output=True, text=True, cwd="/", env=environment, check=True
-    )
-    calls = [call.split() for call in (tmp_path / "calls").read_text().splitlines()]
-    launcher, call = " ".join(calls[0]).split(" -m pave.cli.main ")
-    assert launcher == "torchrun --standalone --nproc-per-node 3"
-    arguments = main._parse(call.split())
-    assert (str(arguments.config), str(arguments.out), arguments.resume) == (f"configs/{name}.yaml", "OUT", True)
-    resolved = config.load(ROOT / arguments.config, arguments.overrides)
-    assert resolved.data.root == "DATA"
-    assert resolved.train["seed"] == 1
+    stub = tmp_path / ".venv/bin/torchrun"
+    stub.write_text('#!/bin/sh\necho "$*" >>calls\n')
+    stub.chmod(0o755)
+    return tmp_path
+
+
+def run_script(checkout: Path, script: str, *words: str) -> list[argparse.Namespace]:
+    """The arguments of the `pave` commands that a script runs, on three processes."""
+    environment = {**os.environ, "PROCESSES": "3"}
+    assert os.access(ROOT / "scripts" / script, os.X_OK)
+    subprocess.run(["bash", checkout / "scripts" / script, *words], cwd="/", env=environment, check=True)
+    calls = [line.split(" -m pave ") for line in (checkout / "calls").read_text().splitlines()]
+    assert {launcher for launcher, _ in calls} == {"--standalone --nproc-per-node 3"}
+    return [main.parse_arguments(command.split()) for _, command in calls]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_train_script_trains_its_config(name: str, checkout: Path) -> None:
+    (call,) = run_script(checkout, f"{name}_train.sh", "DATA", "OUT", "train.seed=1", "--resume")
+    assert (str(call.config), str(call.out), call.resume) == (f"configs/{name}.yaml", "OUT", True)
+    resolved = config.load(ROOT / call.config, call.overrides)
+    assert (resolved.data.root, resolved.train["seed"]) == ("DATA", 1)
     assert (ROOT / resolved.train["deepspeed"]).is_file()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_eval_script_scores_a_checkpoint(name: str, checkout: Path) -> None:
+    data = "DATA"
     if name == "enhanced_video":
-        assert len(calls) == 1
-        assert "OUT/final is trained, not scored" in done.stdout
-        (tmp_path / "bench/mlvu").mkdir(parents=True)
-        given = {**environment, "BENCHMARKS": "bench"}
-        again = subprocess.run(["bash", script, "DATA", "OUT"], env=given, check=True, capture_output=True)
-        assert b"not scored" not in again.stdout
-        scored = main._parse((tmp_path / "calls").read_text().splitlines()[-1].split()[1:])
-        assert (scored.split, str(scored.out), scored.max_new_tokens) == ("dev", "OUT/mlvu", 16)
-        assert config.from_overrides(scored.overrides).data.root == "bench/mlvu"
+        (checkout / "bench/mlvu").mkdir(parents=True)
+        data = "bench"
+    (call,) = run_script(checkout, f"{name}_eval.sh", data, "CKPT.zip", "base.frames=8")
+    assert (str(call.ckpt), str(call.recipe)) == ("CKPT.zip", f"configs/{name}.yaml")
+    resolved = config.load(ROOT / call.recipe, call.overrides)
+    assert (resolved.base.dtype, resolved.base.frames) == ("float16", 8)
+    if name == "enhanced_video":
+        assert (resolved.data.task, resolved.data.eval_split, resolved.data.root) == ("mlvu", "dev", "bench/mlvu")
+        assert (str(call.out), call.max_new_tokens) == ("CKPT_eval/mlvu", 16)
     else:
-        scored = main._parse(calls[1][1:])
-        assert (str(scored.ckpt), scored.max_new_tokens) == ("OUT/final", 1024)
-        assert scored.overrides == ["base.dtype=float16"]
-    missing = subprocess.run(["bash", script, "DATA"], capture_output=True, text=True, check=False)
-    assert missing.returncode != 0
-    assert "folder for checkpoints" in missing.stderr
+        assert (resolved.data.task, resolved.data.eval_split, resolved.data.root) == (*RECIPES[name][:2], "DATA")
+        assert (str(call.out), call.max_new_tokens) == ("CKPT_eval", 1024)
 
 
-def test_every_recipe_has_a_script_and_no_script_is_left_over() -> None:
-    assert {file.stem for file in (ROOT / "scripts/recipes").iterdir()} == {*RECIPES, "common"}
+def test_scripts_say_what_is_missing(checkout: Path) -> None:
+    for script, message in {
+        "avsd_train.sh": "folder for the checkpoints",
+        "avsd_eval.sh": "folder or zip of a checkpoint",
+    }.items():
+        command = ["bash", checkout / "scripts" / script, "DATA"]
+        failed = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert failed.returncode != 0
+        assert message in failed.stderr
+
+
+def test_every_recipe_has_its_scripts_and_no_script_is_left_over() -> None:
+    expected = {f"{name}_{step}.sh" for name in RECIPES for step in ("train", "eval")}
+    assert {file.name for file in (ROOT / "scripts").glob("*_*.sh")} == expected
     assert all(file_of(name).is_file() for name in RECIPES)

@@ -13,11 +13,11 @@ from helpers.paths import ROOT
 
 from pave import config
 from pave.evaluation import side_channel_report
+from pave.sides.base import get_side
 from pave.sideworld.channels import CHANNELS, with_channels
 from pave.sideworld.scene import scene
 from pave.tasks import sideworld
 from pave.types import Prediction
-from pave.utils import registry
 
 RECIPES = {"dense": ("dense",), "exo": ("exo",), "scene3d": ("scene3d",), "two": ("audio", "dense")}
 GOES_ON = {"dense": ["dense"], "exo": [], "scene3d": ["scene3d"], "two": ["dense"]}
@@ -57,7 +57,7 @@ def test_recipes_read_what_the_script_extracts(name: str) -> None:
         extract = re.search(rf"pave extract {side} (.*)", script)
         assert extract
         options = dict(word.split("=") for word in extract[1].split() if "=" in word)
-        assert set(options) <= {field.name for field in fields(registry.load("sides", side).Options)}
+        assert set(options) <= {field.name for field in fields(get_side(side).options_type)}
         assert patch.features == f"features/{side}"
         assert patch.side_dim == {"audio": 64}.get(side, 96)
         assert read.lora.alpha * patch.weight == read.lora.r, "LoRA at its usual strength"

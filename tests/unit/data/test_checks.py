@@ -13,7 +13,7 @@ from helpers.tiny_model import TinySetup, make_config
 
 from pave.cli import main
 from pave.data import checks, extraction
-from pave.data.dataset import Questions
+from pave.data.dataset import QuestionDataset
 from pave.media import feature_files
 from pave.types import SideTokens, UserError
 
@@ -48,7 +48,7 @@ def test_a_sound_store(made: Path) -> None:
         "weights": "",
         "source": "3.mp4",
         "source_bytes": str((made.parent / "videos/3.mp4").stat().st_size),
-        "source_sha256": extraction._digest(made.parent / "videos/3.mp4"),
+        "source_sha256": extraction.file_hash(made.parent / "videos/3.mp4"),
     }
 
 
@@ -127,8 +127,8 @@ def test_questions_may_go_without_a_side(
     config = make_config(tiny_setup.base, root, max_steps=1)
     base = build.create(config).base
     with pytest.raises(UserError, match="no such audio features file"):
-        Questions(config, base, "test", False)
-    questions = Questions(replace(config, data=replace(config.data, missing="absent")), base, "test", False)
+        QuestionDataset(config, base, "test", False)
+    questions = QuestionDataset(replace(config, data=replace(config.data, missing="absent")), base, "test", False)
     assert "1 of" in caplog.text
     without = [sample.sides["audio"] is None for sample in (questions[i] for i in range(len(questions)))]
     assert without == [question.video.endswith("test_00000.mp4") for question in questions.questions]

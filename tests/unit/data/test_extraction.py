@@ -22,10 +22,10 @@ from pave.data import checks, extraction
 from pave.media import feature_files
 from pave.media.worker_pool import read_all
 from pave.sides import audio
-from pave.types import Item, UserError
+from pave.types import MediaItem, SideTokens, UserError
 
 TOWER = "asset:sideworld/audio.safetensors"
-LIST = [Item(name, Path(name)) for name in ("a", "slow", "b", "dies", "bad", "c")]
+LIST = [MediaItem(name, Path(name)) for name in ("a", "slow", "b", "dies", "bad", "c")]
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_one_file_an_item_that_says_where_it_came_from(sounds: Path, tmp_path: P
     stored = load_file(tmp_path / "out/more/d.safetensors")
     assert stored["x"].dtype == torch.float16
     assert stored["seconds"].tolist() == [1, 2, 3, 4, 5]
-    assert audio.load(tmp_path / "out/more/d.safetensors").x.dtype == torch.float32
+    assert audio.SideChannel().load(tmp_path / "out/more/d.safetensors").x.dtype == torch.float32
 
 
 def test_what_is_there_is_kept_and_what_changed_is_made_again(sounds: Path, tmp_path: Path) -> None:
@@ -88,10 +88,10 @@ def test_parts_of_several_processes_are_the_whole(sounds: Path, tmp_path: Path) 
     run(sounds, tmp_path / "whole")
     assert [run(sounds, tmp_path / "parts", part=(i, 3)) for i in range(3)] == [2, 2, 1]
     assert files(tmp_path / "parts") == files(tmp_path / "whole")
-    assert extraction.parts({"RANK": "2", "WORLD_SIZE": "4"}) == (2, 4)
+    assert extraction.process_part({"RANK": "2", "WORLD_SIZE": "4"}) == (2, 4)
     slurm = {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_MIN": "5", "SLURM_ARRAY_TASK_COUNT": "3"}
-    assert extraction.parts(slurm) == (2, 3)
-    assert extraction.parts({}) == (0, 1)
+    assert extraction.process_part(slurm) == (2, 3)
+    assert extraction.process_part({}) == (0, 1)
 
 
 def test_failures_and_notes_are_files(sounds: Path, tmp_path: Path) -> None:
@@ -125,14 +125,16 @@ def test_lists(sounds: Path, tmp_path: Path) -> None:
 def test_a_value_too_large_for_half_precision_is_a_failure(
     sounds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode = audio.encode
-    monkeypatch.setattr(audio, "encode", lambda *a: encode(*a)._replace(x=torch.full((1, 1, 4), 1e6), seconds=None))
+    def encode_large(*arguments: object) -> SideTokens:
+        return SideTokens(torch.full((1, 1, 4), 1e6))
+
+    monkeypatch.setattr(audio.SideChannel, "encode", encode_large)
     with pytest.raises(UserError, match=r"5 of 5 items failed.*NaN or infinity"):
         run(sounds, tmp_path / "out")
     assert not files(tmp_path / "out")
 
 
-def read(item: Item) -> int:
+def read(item: MediaItem) -> int:
     """Behaves as its name says."""
     if item.name == "slow":
         time.sleep(60)
