@@ -1,4 +1,4 @@
-"""`pave demo`: one video, and questions about it, in a terminal."""
+"""`pave demo`: questions about one video, in a terminal."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def answer(
     without: frozenset[str] = frozenset(),
     max_new_tokens: int = 128,
 ) -> str:
-    """What the model says to one question; see `talk`."""
+    """Answer one question about a video; see `answer_all`."""
     return answer_all(model, config, video, [question], features, without, max_new_tokens)
 
 
@@ -36,26 +36,31 @@ def answer_all(
     features: Mapping[str, Path],
     without: frozenset[str] = frozenset(),
     max_new_tokens: int = 128,
-    beside: bool = False,
+    with_base: bool = False,
 ) -> str:
-    """A line for what the model says to each question, which follows on those before; `beside`: and the base by itself.
+    """Answer the questions of one conversation, a line each; `with_base` adds a line with the base's answer to each.
 
-    Logs what the answers are based on. Side-channels come from `features`, which are feature files or media, or from
-    the video, or are left out. Raises UserError for an unreadable video, a missing sound track, an unknown side.
+    A side-channel comes from its entry in `features` (feature file or media), else from the video; those in `without`
+    are left out. Logs the provenance. Raises UserError for an unreadable video and a side-channel that is missing.
     """
     session = Session(model, config)
-    scene = session.load_video(video, features, without)
-    for name, side in scene.provenance.sides.items():
+    loaded = session.load_video(video, features, without)
+    for name, side in loaded.provenance.sides.items():
         if side.absent and name not in without:
             raise UserError(f"{side.absent}; or leave it out with --without {name}")
-    log.info("%s\n", provenance.as_text(scene.provenance))
-    # None: with the patches, as they are configured.
-    kinds: dict[str, tuple[str, ...] | None] = {"patched: ": None, "base: ": ()} if beside else {"": None}
-    turns: dict[str, list[tuple[str, str]]] = {kind: [] for kind in kinds}
+    log.info("%s\n", provenance.as_text(loaded.provenance))
+
+    # By the label of its lines, the patches of each conversation; None: as the model is configured.
+    conversations: dict[str, tuple[str, ...] | None] = {"": None}
+    if with_base:
+        conversations = {"patched: ": None, "base: ": ()}
+
+    history: dict[str, list[tuple[str, str]]] = {label: [] for label in conversations}
     lines = []
     for question in questions:
-        for kind, patches in kinds.items():
-            ask = AnswerRequest(question, tuple(turns[kind]), patches, max_new_tokens)
-            turns[kind].append((question, session.ask(scene, ask).text))
-            lines.append(kind + turns[kind][-1][1])
+        for label, patches in conversations.items():
+            request = AnswerRequest(question, tuple(history[label]), patches, max_new_tokens)
+            text = session.ask(loaded, request).text
+            history[label].append((question, text))
+            lines.append(label + text)
     return "\n".join(lines)

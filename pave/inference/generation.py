@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
-from pave.data.collate import Sample, collate, pad, to_device
+from pave.data.collate import Sample, collate, pad_rows, to_device
 from pave.models.patched_model import PatchedModel
 from pave.types import VIDEO_TOKEN_ID, UserError
 
@@ -178,8 +178,8 @@ def decode(model: PatchedModel, prefix: PrefixCache, suffixes: Sequence[Suffix],
     for i, layer in enumerate(prefix.key_values.layers):
         cache.update(layer.keys[videos], layer.values[videos], i)
 
-    ids = pad([suffix.ids for suffix in suffixes], pad_id, left=True).to(device)
-    is_token = pad([[1] * len(suffix.ids) for suffix in suffixes], 0, left=True).bool().to(device)
+    ids = pad_rows([suffix.ids for suffix in suffixes], pad_id, left=True).to(device)
+    is_token = pad_rows([[1] * len(suffix.ids) for suffix in suffixes], 0, left=True).bool().to(device)
     mask = torch.cat([prefix.mask[videos], is_token], 1)
     positions = _stack_positions([suffix.position_ids for suffix in suffixes]).to(device)
     embeds = model.scatter_visual_tokens(ids, prefix.visual_tokens, prefix.next_visual[videos])

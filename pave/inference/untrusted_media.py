@@ -16,7 +16,7 @@ import av
 
 from pave.inference import untrusted_zip
 from pave.inference.limits import Limits, RequestRefused
-from pave.media.frame_sampling import Frames
+from pave.media.frame_sampling import FrameSampling
 from pave.media.video import Info, info, read_clip
 from pave.media.worker_pool import one_thread_each
 from pave.types import Clip, SideTokens, UserError
@@ -49,11 +49,11 @@ class Media(NamedTuple):
     """SideTokens; the encoder's inputs; or a UserError that says why the video has no such side-channel."""
 
 
-MediaReader = Callable[[Path, Frames, Mapping[str, SideRequest]], Media]
+MediaReader = Callable[[Path, FrameSampling, Mapping[str, SideRequest]], Media]
 """Reads a video's key frames and its side-channels."""
 
 
-def read(video: Path, frames: Frames, requests: Mapping[str, SideRequest]) -> Media:
+def read(video: Path, frames: FrameSampling, requests: Mapping[str, SideRequest]) -> Media:
     """Read key frames and side-channels in this process. Raises UserError for an unreadable video or side file."""
     clip = read_clip(video, frames)
     video_info = None if video.is_dir() else info(video)
@@ -86,7 +86,7 @@ def is_features(path: Path) -> bool:
         return path.suffix == ".pt" or file.read(9)[8:] == b"{"
 
 
-def read_untrusted(video: Path, frames: Frames, requests: Mapping[str, SideRequest], limits: Limits) -> bytes:
+def read_untrusted(video: Path, frames: FrameSampling, requests: Mapping[str, SideRequest], limits: Limits) -> bytes:
     """Check files of strangers, then read them -> pickled Media. Raises RequestRefused for a wrong kind or size."""
     check_media(video, limits)
     with ExitStack() as stack:
@@ -155,7 +155,7 @@ def guarded_reader(limits: Limits) -> Iterator[MediaReader]:
     context = multiprocessing.get_context("spawn")
     with one_thread_each(), ProcessPool(1, context=context, initializer=_limit_memory) as pool:
 
-        def read_in_pool(video: Path, frames: Frames, requests: Mapping[str, SideRequest]) -> Media:
+        def read_in_pool(video: Path, frames: FrameSampling, requests: Mapping[str, SideRequest]) -> Media:
             arguments = [video, frames, requests, limits]
             future = pool.schedule(read_untrusted, args=arguments, timeout=limits.decode_seconds)
             try:

@@ -10,7 +10,7 @@ from pave.inference import provenance
 from pave.inference.limits import Limits, RequestRefused
 from pave.inference.provenance import Provenance
 from pave.inference.server.validation import check_empty, checked, new_tokens, patches, take
-from pave.inference.session import AnswerRequest, Answer
+from pave.inference.session import Answer, AnswerRequest
 
 FIELDS = ("question", "history", "patches", "base", "stream", "max_new_tokens", "video", "sides")
 

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from pave.inference.limits import MEGABYTE, Limits, RequestRefused
 from pave.inference.server import answer_api, openai_api
-from pave.inference.server.job_queue import JobQueue, Job, Emit, IsStopped
+from pave.inference.server.job_queue import Emit, IsStopped, Job, JobQueue
 from pave.inference.server.uploads import WRAPPING, BodyLimit, UploadedRequest, describe, failure, receive
 from pave.inference.session import AnswerRequest, LoadedVideo, Session
 

@@ -10,7 +10,7 @@ from typing import Any
 from pave.inference import provenance
 from pave.inference.limits import Limits, RequestRefused
 from pave.inference.server.validation import check_empty, checked, new_tokens, patches, take
-from pave.inference.session import AnswerRequest, Answer
+from pave.inference.session import Answer, AnswerRequest
 
 MODEL, BASE = "pave", "pave-base"
 """With its patches, and the base alone."""

@@ -14,7 +14,7 @@ import gradio as gr
 from pave.inference import provenance
 from pave.inference.limits import Limits, RequestRefused
 from pave.inference.server.endpoints import converse
-from pave.inference.server.job_queue import JobQueue, Emit, IsStopped
+from pave.inference.server.job_queue import Emit, IsStopped, JobQueue
 from pave.inference.server.validation import checked
 from pave.inference.session import AnswerRequest, LoadedVideo, Session
 
@@ -145,7 +145,7 @@ def build(page: Page, examples: Sequence[tuple[str, str]], folders: Sequence[Pat
                     other = {True: "taken from the video", False: "left out"}
                     labels = [
                         f"{name}: media, features (.safetensors), or a zipped folder; "
-                        f"else it is {other[page.session.in_video(name)]}"
+                        f"else it is {other[page.session.is_in_video(name)]}"
                         for name in page.sides
                     ]
                     files = [uploads_only(gr.File(label=label, height=120), folders) for label in labels]

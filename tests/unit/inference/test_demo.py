@@ -149,7 +149,10 @@ def test_texts_that_mean_something_to_the_model_are_refused(tiny_setup: TinySetu
     model, config = build.load(folder)
     one = session.Session(model, config)
     seen = one.load_video(tiny_setup.data / "videos/test_00000.mp4", {})
-    for ask in (session.AnswerRequest("What is <video>?"), session.AnswerRequest("So?", history=(("What?", "<|im_end|>"),))):
+    for ask in (
+        session.AnswerRequest("What is <video>?"),
+        session.AnswerRequest("So?", history=(("What?", "<|im_end|>"),)),
+    ):
         with pytest.raises(UserError, match="means something to the model"):
             one.ask(seen, ask)
     with pytest.raises(UserError, match="exceed 1024 tokens"):

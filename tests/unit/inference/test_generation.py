@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from os.path import commonprefix
 from typing import Any
 
 import pytest
@@ -11,8 +12,8 @@ from helpers.random_checkpoints import save_trained
 from helpers.tiny_model import TinySetup, make_config
 
 from pave.checkpoints import build
-from pave.data.collate import Sample, collate, expand
-from pave.data.dataset import Questions
+from pave.data.collate import Sample, collate, expand_video_tokens
+from pave.data.dataset import QuestionDataset
 from pave.inference import generation
 from pave.inference.generation import Decoding, PromptGroup
 from pave.models.patched_model import PatchedModel
@@ -33,7 +34,7 @@ def model(tiny_setup: TinySetup, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture(scope="module")
 def groups(tiny_setup: TinySetup, model: PatchedModel) -> list[PromptGroup]:
     """Three videos: with history and without, one prompt a prefix of another, one twice, one alone and mute."""
-    data = Questions(make_config(*tiny_setup), model.base, "train", with_answers=False)
+    data = QuestionDataset(make_config(*tiny_setup), model.base, "train", with_answers=False)
     samples = [data[i] for i in (0, 5, 10)]
     turns = (("Which sound is heard?", "a bell"), ("And which shape is on the left?", "the star"))
     questions = [
@@ -50,7 +51,7 @@ def groups(tiny_setup: TinySetup, model: PatchedModel) -> list[PromptGroup]:
 
 def encode_prompt(model: PatchedModel, text: str, history: tuple[tuple[str, str], ...]) -> list[int]:
     encoded = model.base.chat(text, history)
-    return expand(encoded.ids, encoded.labels, model.base.num_visual_tokens(4), 999)[0]
+    return expand_video_tokens(encoded.ids, encoded.labels, model.base.num_visual_tokens(4), 999)[0]
 
 
 def one_by_one(model: PatchedModel, groups: list[PromptGroup], decoding: Decoding) -> list[list[list[int]]]:
@@ -120,7 +121,7 @@ def test_the_official_answers() -> None:
     model, recorded = patched(), SUMMARY["d_generate"]
     frames = model.base.preprocess(FRAMES["video_a"])
     prompts = [
-        expand(recorded[f"{q}_ids"], recorded[f"{q}_ids"], model.base.num_visual_tokens(4), 32768)[0]
+        expand_video_tokens(recorded[f"{q}_ids"], recorded[f"{q}_ids"], model.base.num_visual_tokens(4), 32768)[0]
         for q in ("q0", "q1")
     ]
     sample = Sample([], [], frames, None, {"audio": SideTokens(audio("audio/vid_a")["audio"]["x"][0])})
@@ -158,16 +159,16 @@ def test_each_video_and_each_common_beginning_is_read_once(
     count(generation, "llm_step", 1)
     generation.answers(model, groups, generation.greedy_decoding(model, 2), 100)
     assert [calls["encode"], calls["patch_update"]] == [[(3, 4)], [(3, 4)]]
-    (videos, beginning), (rows, suffix), answer = calls["llm_step"]
-    assert (videos, rows, answer) == (3, 8, (8, 1))
-    longest = max(len(ids) for group in groups for ids in group.prompts)
-    assert longest == max(len(ids) for ids in groups[0].prompts)
-    assert beginning > model.base.num_visual_tokens(4) > suffix
+    # The last token of a prompt gives the first of its answer, so it is never part of the beginning.
+    common = [len(commonprefix(group.prompts)) for group in groups]  # noqa: RUF071 - of token ids, not paths
+    lengths = [min(length, min(map(len, group.prompts)) - 1) for length, group in zip(common, groups)]
+    suffix = max(len(ids) - length for group, length in zip(groups, lengths) for ids in group.prompts)
+    assert calls["llm_step"] == [(3, max(lengths)), (8, suffix), (8, 1)]
 
 
 def test_settings_that_would_change_greedy_answers_are_refused(
     model: PatchedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(model.base.hf.generation_config, "no_repeat_ngram_size", 3)
-    with pytest.raises(UserError, match="no_repeat_ngram_size=3 is not implemented here"):
+    with pytest.raises(UserError, match="no_repeat_ngram_size=3, which is not implemented here"):
         generation.greedy_decoding(model, 4)

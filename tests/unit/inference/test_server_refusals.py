@@ -19,7 +19,7 @@ from helpers.tiny_model import SIDE_DIM, TinySetup
 from pave.inference.limits import Limits, RequestRefused
 from pave.inference.untrusted_media import SideRequest, check_media, checked_side_file, guarded_reader
 from pave.media import feature_files
-from pave.media.frame_sampling import Frames
+from pave.media.frame_sampling import FrameSampling
 
 pytest_plugins = ["helpers.server_client"]
 
@@ -130,11 +130,11 @@ def test_a_file_that_crashes_or_hangs_its_decoder_harms_nobody(tiny_setup: TinyS
     video = tiny_setup.data / "videos/test_00000.mp4"
     with guarded_reader(Limits()) as read:
         with pytest.raises(RequestRefused, match="decoding it failed"):
-            read(video, Frames(4), {"audio": SideRequest(video, crash, crash, from_video=True)})
-        assert len(read(video, Frames(4), {}).clip.frames) == 4
+            read(video, FrameSampling(4), {"audio": SideRequest(video, crash, crash, from_video=True)})
+        assert len(read(video, FrameSampling(4), {}).clip.frames) == 4
     os.mkfifo(tmp_path / "endless")
     with guarded_reader(Limits(decode_seconds=1)) as read, pytest.raises(RequestRefused, match="took over 1 s"):
-        read(tmp_path / "endless", Frames(4), {})
+        read(tmp_path / "endless", FrameSampling(4), {})
 
 
 def test_a_decoder_makes_no_file_that_a_kill_would_leave(
@@ -145,7 +145,7 @@ def test_a_decoder_makes_no_file_that_a_kill_would_leave(
     features = tiny_setup.data / "features/audio/test_00000.safetensors"
     with guarded_reader(Limits()) as read:
         wanted = SideRequest(features, partial(feature_files.read, extractors=["imagebind_audio"]), None)
-        media = read(tiny_setup.data / "videos/test_00000.mp4", Frames(4), {"audio": wanted})
+        media = read(tiny_setup.data / "videos/test_00000.mp4", FrameSampling(4), {"audio": wanted})
         assert media.sides["audio"].x.shape == (5, 1, SIDE_DIM)
         assert not list(tmp_path.iterdir())
 

@@ -97,7 +97,7 @@ def test_several_cameras_come_as_zipped_features(many: Served, tmp_path: Path) -
 
 
 def test_the_page_takes_them_too(many: Served, patches: dict[str, Path], sent: dict[str, Path], tmp_path: Path) -> None:
-    from pave.inference.server.web_page import Page, ChatState
+    from pave.inference.server.web_page import ChatState, Page
     from pave.inference.untrusted_media import guarded_reader
 
     model, config = load_with_patches(patches["audio"], None, [], "cpu", [(name, str(patches[name])) for name in SIDES])

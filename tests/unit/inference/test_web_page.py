@@ -17,7 +17,7 @@ from helpers.server_client import QUESTION, Served
 from pave.checkpoints import load
 from pave.inference import provenance
 from pave.inference.limits import Limits, RequestRefused
-from pave.inference.server.job_queue import JobQueue, Emit, IsStopped
+from pave.inference.server.job_queue import Emit, IsStopped, JobQueue
 from pave.inference.session import Session
 
 pytest_plugins = ["helpers.server_client"]
