@@ -15,7 +15,12 @@ from pave.utils import registry
 
 
 def add(
-    model: PatchedModel, config: Config, name: str, folder: Path, overrides: Sequence[str] = (), trust_plugins: bool = False
+    model: PatchedModel,
+    config: Config,
+    name: str,
+    folder: Path,
+    overrides: Sequence[str] = (),
+    trust_plugins: bool = False,
 ) -> Config:
     """Put the patch and the LoRA of a folder on a loaded model as patch `name`; several become `name_side`.
 
@@ -23,7 +28,7 @@ def add(
     `checkpoint.read_config` for plugins.
     """
     trained = patch_folder.read_config(folder, overrides, trust_plugins)
-    _check_base(trained, config, folder, also=["frames", "fps", "choice"])
+    _check_base(trained, config, folder, also=["frames", "fps", "frame_sampling"])
     lora.check_not_merged(model.base.hf)
     if not trained.sides:
         raise UserError(f"{folder}: has no patch to add, only LoRA")
@@ -83,5 +88,5 @@ def hotswap(
 def _check_base(trained: Config, config: Config, folder: Path, also: Sequence[str] = ()) -> None:
     """Raises UserError unless a folder's patches were trained on the model's base, both of them as published."""
     patch_folder.check_same_base(trained, config, folder, also)
-    if trainable.is_tuned(trained.base) or trainable.is_tuned(config.base):
+    if trainable.is_modified(trained.base) or trainable.is_modified(config.base):
         raise UserError(f"{folder}: it or this model has learnt in its base, so they do not go together; load it alone")

@@ -1,4 +1,4 @@
-"""The facts: which steps a frame sees agrees with what the patch really does; and what a terminal shows."""
+"""Provenance agrees with what a patch attends to; sessions and `pave demo` say what was used and what is missing."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from helpers.tiny_model import SIDE_DIM, TinySetup
 
 from pave.checkpoints import build, hot_swap
 from pave.cli import main
-from pave.inference import demo, provenance, session
+from pave.inference import demo, provenance
 from pave.inference.provenance import Provenance, SideProvenance
+from pave.inference.session import AnswerRequest, Session
 from pave.models.encoders import imagebind_audio
 from pave.models.patch.patch import Patch
 from pave.types import SideTokens, UserError
@@ -25,138 +26,144 @@ FRAMES = 8
 
 @pytest.fixture(scope="module")
 def folder(tiny_setup: TinySetup, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained folder with an audio patch and its encoder."""
     out = tmp_path_factory.mktemp("demo")
     torch.manual_seed(0)
     imagebind_audio.save(imagebind_audio.Tower(16, 1, 2, SIDE_DIM), out / "tower.safetensors")
-    return save_trained(
-        side_config(tiny_setup, {"audio": {"encoder": str(out / "tower.safetensors")}}), out / "ckpt", 0
-    )
+    config = side_config(tiny_setup, {"audio": {"encoder": str(out / "tower.safetensors")}})
+    return save_trained(config, out / "ckpt", 0)
+
+
+@pytest.fixture(scope="module")
+def session(folder: Path) -> Session:
+    return Session(*build.load(folder))
+
+
+@pytest.fixture(scope="module")
+def camera_folder(tiny_setup: TinySetup, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained folder with a patch for a second camera."""
+    exo = {"side": "exo", "side_dim": 24, "encoder": str(tiny_setup.base), "encoder_options": ["frames=4"]}
+    return save_trained(side_config(tiny_setup, {"camera": exo}), tmp_path_factory.mktemp("camera") / "ckpt", 1)
+
+
+@pytest.fixture
+def videos(tiny_setup: TinySetup) -> tuple[Path, Path]:
+    return tiny_setup.data / "videos/test_00000.mp4", tiny_setup.data / "videos/test_00001.mp4"
 
 
 @pytest.mark.parametrize("steps", [1, 3, 5, 8, 11, 20])
 @pytest.mark.parametrize(("neighborhood", "reach"), [("chunks", 0), ("centered", 3), ("seconds", 1.2), ("global", 0)])
-def test_a_frame_sees_exactly_the_steps_that_change_it(neighborhood: str, reach: float, steps: int) -> None:
+def test_a_window_holds_exactly_the_steps_that_change_a_frame(neighborhood: str, reach: float, steps: int) -> None:
     torch.manual_seed(0)
     patch = Patch(  # type: ignore[arg-type]
         4, 6, 5, hidden_dim=8, side_hidden_dim=8, heads=2, neighborhood=neighborhood, window_reach=reach
     )
     torch.nn.init.normal_(patch.out_norm.weight)  # type: ignore[union-attr]
     query, x = torch.randn(1, FRAMES, 4, 6), torch.randn(1, steps, 1, 4)
-    seconds, frames = torch.arange(steps) + 0.5, torch.linspace(0, 9, FRAMES)
-    clock = {"seconds": [seconds], "frame_seconds": [frames]}
+    seconds, frame_seconds = torch.arange(steps) + 0.5, torch.linspace(0, 9, FRAMES)
+    clock = {"seconds": [seconds], "frame_seconds": [frame_seconds]}
+
     with torch.no_grad():
         before = patch(query, x, [steps], **clock)
-        changed = []
+        changed_frames = []
         for step in range(steps):
             other = x.clone()
             other[0, step] += torch.randn(1, 4)
-            changed.append((patch(query, other, [steps], **clock) != before).flatten(2).any(-1)[0])
-    found = provenance.describe_side(patch, SideTokens(x[0], seconds), frames, "a.mp4", "").windows
-    assert found is not None
-    for frame, (start, stop) in enumerate(found):
-        assert [bool(frames_of_step[frame]) for frames_of_step in changed] == [start <= s < stop for s in range(steps)]
+            changed_frames.append((patch(query, other, [steps], **clock) != before).flatten(2).any(-1)[0])
+
+    windows = provenance.describe_side(patch, SideTokens(x[0], seconds), frame_seconds, "a.mp4", "").windows
+    assert windows is not None
+    for frame, (start, stop) in enumerate(windows):
+        assert [bool(frames[frame]) for frames in changed_frames] == [start <= step < stop for step in range(steps)]
 
 
 def test_the_time_line() -> None:
     side = SideProvenance("a.mp4", steps=3, tokens=1, seconds=[1.0, 3.0, 5.0], windows=[(0, 1), (0, 2), (3, 3)])
-    shown = provenance.as_text(Provenance("a.mp4", None, 3, [0.0, 1.0, 5.9], {"audio": side})).splitlines()[3:]
-    assert shown[0].endswith("0 s to 5.90 s")
-    bars = [line.split("|")[1] for line in shown[1:]]
+    text = provenance.as_text(Provenance("a.mp4", None, 3, [0.0, 1.0, 5.9], {"audio": side}))
+    head, *lines = text.splitlines()[3:]
+    assert head.endswith("0 s to 5.90 s")
+    bars = [line.split("|")[1] for line in lines]
     assert {len(bar) for bar in bars} == {provenance.WIDTH}
-    assert bars[0].index("o") == 0
-    assert bars[0].index("=") == int(1 / 5.9 * 48)
+    assert (bars[0].index("o"), bars[0].index("=")) == (0, int(1 / 5.9 * 48))
     assert bars[1].strip() == "*" + "=" * (int(3 / 5.9 * 48) - int(1 / 5.9 * 48))
     assert bars[2].strip() == "o"
-    assert [line.split("|")[2].strip() for line in shown[1:]] == ["step 1", "steps 1-2", "no step"]
+    assert [line.split("|")[2].strip() for line in lines] == ["step 1", "steps 1-2", "no step"]
 
 
 def test_without_a_clock_steps_are_spread_evenly() -> None:
     side = SideProvenance("a.pt", steps=2, tokens=1, windows=[(0, 1), (1, 2)])
-    shown = provenance.as_text(Provenance("a.mp4", None, 2, [0.0, 8.0], {"audio": side})).splitlines()[3:]
-    assert "no clock" in shown[0]
-    assert [line.split("|")[1].index("=") for line in shown[1:]] == [12, 36]
+    text = provenance.as_text(Provenance("a.mp4", None, 2, [0.0, 8.0], {"audio": side}))
+    head, *lines = text.splitlines()[3:]
+    assert "no clock" in head
+    assert [line.split("|")[1].index("=") for line in lines] == [12, 36]
 
 
-def test_the_terminal_shows_facts_and_the_answer_alone_is_the_output(
-    tiny_setup: TinySetup, folder: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+def test_the_answer_is_the_output_and_the_provenance_is_logged(
+    folder: Path, videos: tuple[Path, Path], capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "pave")
-    video = tiny_setup.data / "videos/test_00000.mp4"
-    argv = ["demo", "--ckpt", str(folder), "--video", str(video), "--ask", "Which sound?", "--max-new-tokens", "5"]
+    argv = ["demo", "--ckpt", str(folder), "--video", str(videos[0]), "--ask", "Which sound?", "--max-new-tokens", "5"]
     assert main.main(argv) == 0
     out = capsys.readouterr().out
-    model, config = build.load(folder)
-    assert out.strip() == demo.answer(model, config, video, "Which sound?", {}, max_new_tokens=5)
+    assert out.strip() == demo.answer(*build.load(folder), videos[0], "Which sound?", {}, max_new_tokens=5)
     assert "4 frames are looked at" in caplog.text
     assert "audio: from test_00000.mp4, 7 steps of 1 token; a frame sees 1 to 2" in caplog.text
     assert "| steps 1-2" in caplog.text
     assert "steps" not in out
 
 
-def test_a_conversation_with_a_second_patch_and_the_base_beside(
-    tiny_setup: TinySetup,
+def test_a_conversation_with_a_second_patch_and_with_the_base(
     folder: Path,
-    tmp_path: Path,
+    camera_folder: Path,
+    videos: tuple[Path, Path],
     capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO, "pave")
-    exo = {"side": "exo", "dim": 24, "encoder": str(tiny_setup.base), "encoder_options": ["frames=4"]}
-    second = save_trained(side_config(tiny_setup, {"exo": exo}), tmp_path / "second", 1)
-    video, other = (tiny_setup.data / f"videos/test_0000{number}.mp4" for number in (0, 1))
-    first = ["demo", "--ckpt", str(folder), "--video", str(video), "--ask", "Which sound?", "--max-new-tokens", "5"]
-    added = ["--patch", f"camera={second}", "--features", f"camera={other}"]
-    assert main.main([*first, *added, "--ask", "And now?", "--beside"]) == 0
+    argv = ["demo", "--ckpt", str(folder), "--video", str(videos[0]), "--max-new-tokens", "5", "--beside"]
+    argv += ["--patch", f"camera={camera_folder}", "--features", f"camera={videos[1]}"]
+    assert main.main([*argv, "--ask", "Which sound?", "--ask", "And now?"]) == 0
     lines = capsys.readouterr().out.splitlines()
+
     model, config = build.load(folder)
-    one = session.Session(model, hot_swap.add(model, config, "camera", second))
-    seen = one.load_video(video, {"camera": other})
-    wanted = []
-    for kind, patches in (("patched", None), ("base", ())):
+    session = Session(model, hot_swap.add(model, config, "camera", camera_folder))
+    loaded = session.load_video(videos[0], {"camera": videos[1]})
+    expected = []
+    for label, patches in (("patched", None), ("base", ())):
         history: list[tuple[str, str]] = []
         for question in ("Which sound?", "And now?"):
-            history.append((question, one.ask(seen, session.AnswerRequest(question, tuple(history), patches, 5)).text))
-        wanted.append([f"{kind}: {text}" for _, text in history])
-    assert lines == [line for turn in zip(*wanted) for line in turn]
-    assert wanted[0][0].split()[1:] != wanted[1][0].split()[1:]
+            request = AnswerRequest(question, tuple(history), patches, 5)
+            history.append((question, session.ask(loaded, request).text))
+        expected.append([f"{label}: {text}" for _, text in history])
+    assert lines == [line for turn in zip(*expected) for line in turn]
+    assert expected[0][0].split()[1:] != expected[1][0].split()[1:]
     assert "camera: from test_00001.mp4, 4 steps of 1 token; a frame sees 1" in caplog.text
     assert caplog.text.count("o frame, = the steps that it sees") == 2
 
 
-def test_a_side_channel_from_another_file(tiny_setup: TinySetup, folder: Path, tmp_path: Path) -> None:
-    mute, sound = (
-        write_clip(tmp_path / "mute.mp4", 75),
-        write_clip(tmp_path / "tone.wav", 0, None, tone(5), audio_codec="pcm_s16le"),
-    )
-    model, config = build.load(folder)
-    seen = session.Session(model, config).load_video(mute, {"audio": sound})
-    assert seen.provenance.sides["audio"].steps == 4
-    assert seen.provenance.sides["audio"].source == "tone.wav"
+def test_a_side_channel_from_another_file(session: Session, tmp_path: Path) -> None:
+    mute = write_clip(tmp_path / "mute.mp4", 75)
+    sound = write_clip(tmp_path / "tone.wav", 0, None, tone(5), audio_codec="pcm_s16le")
+    side = session.load_video(mute, {"audio": sound}).provenance.sides["audio"]
+    assert (side.steps, side.source) == (4, "tone.wav")
     with pytest.raises(UserError, match=r"mute\.mp4: has no sound track.*--without audio"):
-        demo.answer(model, config, mute, "What?", {})
+        demo.answer(session.model, session.config, mute, "What?", {})
     with pytest.raises(UserError, match="no such file"):
-        demo.answer(model, config, mute, "What?", {"audio": tmp_path / "no.wav"})
+        demo.answer(session.model, session.config, mute, "What?", {"audio": tmp_path / "no.wav"})
 
 
-def test_silence_is_noted(folder: Path, tmp_path: Path) -> None:
-    quiet = write_clip(tmp_path / "quiet.mp4", 75, sound=0 * tone(3))
-    model, config = build.load(folder)
-    seen = session.Session(model, config).load_video(quiet, {})
-    assert "from quiet.mp4 (silent)" in provenance.as_text(seen.provenance)
+def test_silence_is_noted(session: Session, tmp_path: Path) -> None:
+    silent = write_clip(tmp_path / "silent.mp4", 75, sound=0 * tone(3))
+    assert "from silent.mp4 (silent)" in provenance.as_text(session.load_video(silent, {}).provenance)
 
 
-def test_texts_that_mean_something_to_the_model_are_refused(tiny_setup: TinySetup, folder: Path) -> None:
-    model, config = build.load(folder)
-    one = session.Session(model, config)
-    seen = one.load_video(tiny_setup.data / "videos/test_00000.mp4", {})
-    for ask in (
-        session.AnswerRequest("What is <video>?"),
-        session.AnswerRequest("So?", history=(("What?", "<|im_end|>"),)),
-    ):
+def test_special_tokens_and_long_conversations_are_refused(session: Session, videos: tuple[Path, Path]) -> None:
+    loaded = session.load_video(videos[0], {})
+    for request in (AnswerRequest("What is <video>?"), AnswerRequest("So?", history=(("What?", "<|im_end|>"),))):
         with pytest.raises(UserError, match="means something to the model"):
-            one.ask(seen, ask)
+            session.ask(loaded, request)
     with pytest.raises(UserError, match="exceed 1024 tokens"):
-        one.ask(seen, session.AnswerRequest("What? " * 1000))
+        session.ask(loaded, AnswerRequest("What? " * 1000))
 
 
 def test_serving_names_the_extra_that_is_missing(
@@ -167,25 +174,24 @@ def test_serving_names_the_extra_that_is_missing(
     assert "install pave with its extra" in capsys.readouterr().err
 
 
-def test_a_second_camera_is_never_the_video_itself(tiny_setup: TinySetup, tmp_path: Path) -> None:
-    exo = {"side": "exo", "dim": 24, "encoder": str(tiny_setup.base), "encoder_options": ["frames=4"]}
-    model, config = build.load(save_trained(side_config(tiny_setup, {"camera": exo}), tmp_path / "ckpt", 0))
-    video, other = (tiny_setup.data / f"videos/test_0000{number}.mp4" for number in (0, 1))
-    one = session.Session(model, config)
-    alone = one.load_video(video, {}).provenance.sides["camera"]
-    assert alone.absent == "test_00000.mp4: a video does not hold it; give a file of its own"
-    both = one.load_video(video, {"camera": other}).provenance.sides["camera"]
-    assert (both.source, both.steps, both.windows) == ("test_00001.mp4", 4, [(0, 1), (1, 2), (2, 3), (3, 4)])
+def test_a_second_camera_is_never_the_video_itself(camera_folder: Path, videos: tuple[Path, Path]) -> None:
+    session = Session(*build.load(camera_folder))
+    without_file = session.load_video(videos[0], {}).provenance.sides["camera"]
+    assert without_file.absent == "test_00000.mp4: a video does not hold it; give a file of its own"
+    side = session.load_video(videos[0], {"camera": videos[1]}).provenance.sides["camera"]
+    assert (side.source, side.steps, side.windows) == ("test_00001.mp4", 4, [(0, 1), (1, 2), (2, 3), (3, 4)])
     with pytest.raises(UserError, match="no side-channel 'audio'; known: camera"):
-        one.load_video(video, {"audio": other})
+        session.load_video(videos[0], {"audio": videos[1]})
 
 
-def test_without_an_encoder_features_are_asked_for(tiny_setup: TinySetup, tmp_path: Path) -> None:
+def test_without_an_encoder_features_are_required(
+    tiny_setup: TinySetup, videos: tuple[Path, Path], tmp_path: Path
+) -> None:
     model, config = build.load(save_trained(side_config(tiny_setup, {"audio": {}}), tmp_path / "ckpt", 0))
-    video = tiny_setup.data / "videos/test_00000.mp4"
     with pytest.raises(UserError, match=r"no encoder makes features of it; give features, or sides\.audio\.encoder"):
-        demo.answer(model, config, video, "What?", {})
+        demo.answer(model, config, videos[0], "What?", {})
     with pytest.raises(UserError, match="no encoder makes audio features of it"):
-        demo.answer(model, config, video, "What?", {"audio": video})
-    ready = tiny_setup.data / "features/audio/test_00000.safetensors"
-    assert session.Session(model, config).load_video(video, {"audio": ready}).provenance.sides["audio"].seconds is None
+        demo.answer(model, config, videos[0], "What?", {"audio": videos[0]})
+    features = tiny_setup.data / "features/audio/test_00000.safetensors"
+    loaded = Session(model, config).load_video(videos[0], {"audio": features})
+    assert loaded.provenance.sides["audio"].seconds is None
