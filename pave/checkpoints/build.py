@@ -48,8 +48,7 @@ def load_base(config: BaseConfig, weights: bool = True) -> Any:
         if config.attention == "sdpa":
             raise
         raise UserError(f"base.attention={config.attention}: {error}; install it, or set it to sdpa") from error
-    lora.freeze(base)
-    return base
+    return base.requires_grad_(False)
 
 
 def make_patch(config: PatchConfig, query_dim: int, embed_dim: int) -> Patch:
@@ -90,7 +89,7 @@ def create(config: Config, weights: bool = True) -> PatchedModel:
             init_patch_from(model.patches[name], name, config, Path(configs.resolve(side.init_from)))
     if config.lora.init_from and weights:
         init_lora_from(model, config, Path(configs.resolve(config.lora.init_from)))
-    trainable.start(model, config)
+    trainable.make_trainable(model, config)
     apply_patch_settings(model, config.sides)
     return model
 
@@ -99,7 +98,7 @@ def apply_patch_settings(model: PatchedModel, sides: Mapping[str, PatchConfig]) 
     """Freeze the patches that do not train; weights as configured."""
     for name, side in sides.items():
         if not side.trainable:
-            lora.freeze(model.patches[name])
+            model.patches[name].requires_grad_(False)
     model.set_patches({**model.patch_weights, **{name: side.weight for name, side in sides.items()}})
 
 
@@ -144,8 +143,8 @@ def load(folder: Path, overrides: Sequence[str] = (), trust_plugins: bool = Fals
     """A trained model from a folder of ours. Strict; see `read_config` for plugins."""
     config = read_config(folder, overrides, trust_plugins)
     model = PatchedModel(load_base(config.base), {})
-    if trainable.is_tuned(config.base):
-        trainable.fill(model, folder / trainable.FILE)
+    if trainable.is_modified(config.base):
+        trainable.load_modified(model, folder / trainable.BASE_FILE)
     attach_patches(model, lora.DEFAULT, config.sides, read_checked(model, config, folder))
     return model.eval(), config
 
@@ -156,8 +155,8 @@ def read(model: PatchedModel, config: Config, folder: Path) -> None:
     model.patches.load_state_dict(trained.patches.state_dict())
     if trained.lora:
         lora.load_state(model.base.hf, trained.lora, folder / ADAPTER_FILE)
-    if trainable.is_tuned(config.base):
-        trainable.fill(model, folder / trainable.FILE)
+    if trainable.is_modified(config.base):
+        trainable.load_modified(model, folder / trainable.BASE_FILE)
 
 
 class PatchWeights(NamedTuple):

@@ -17,9 +17,9 @@ from pave.media import feature_files
 from pave.models import state_dicts
 from pave.models.bases import _llava_onevision_layouts
 from pave.types import UserError
-from pave.utils.json_files import read_json
 from pave.utils import hub_download
 from pave.utils.atomic import atomic_folder
+from pave.utils.json_files import read_json
 
 Layout = Literal["lmms", "hf"]
 LAYOUTS: Mapping[str, Layout] = {"llava": "lmms", "llava_onevision": "hf"}

@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from pave.checkpoints import model_zoo, official_reader
 from pave.types import UserError
-from pave.utils.json_files import read_json
 from pave.utils.atomic import atomic_folder
+from pave.utils.json_files import read_json
 
 log = logging.getLogger(__name__)
 SOURCE = "source.json"

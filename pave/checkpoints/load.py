@@ -21,7 +21,9 @@ from pave.models.patched_model import PatchedModel
 def fingerprint(model: PatchedModel) -> str:
     """sha256 of all patches and LoRA, and of the base's vectors (norms, biases), which any other training moves."""
     tensors = {f"patches.{name}": x for name, x in model.patches.state_dict().items()}
-    tensors |= {f"{adapter}.{k}": x for adapter in model.lora_patches for k, x in lora.state(model.base.hf, adapter).items()}
+    tensors |= {
+        f"{adapter}.{k}": x for adapter in model.lora_patches for k, x in lora.state(model.base.hf, adapter).items()
+    }
     tensors |= {f"base.{name}": x for name, x in model.base.named_parameters() if x.ndim == 1}
     return hashlib.sha256(save({name: x.detach().cpu().contiguous() for name, x in tensors.items()})).hexdigest()
 

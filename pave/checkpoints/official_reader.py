@@ -7,7 +7,6 @@ on which no tensor's shape and no field of config.json depends; the strides of a
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path

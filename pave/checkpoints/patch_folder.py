@@ -46,17 +46,21 @@ def write(model: PatchedModel, config: Config, folder: Path) -> None:
         lora.write_settings(model.base.lora_targets, config.lora, config.base.path, folder)
         save_file({k: v.contiguous().cpu() for k, v in lora.state(model.base.hf, name).items()}, folder / ADAPTER_FILE)
     if model.modified_base_tensors:
-        save_file({k: v.contiguous().cpu() for k, v in trainable.state(model).items()}, folder / trainable.FILE)
+        save_file(
+            {k: v.contiguous().cpu() for k, v in trainable.modified_state(model).items()}, folder / trainable.BASE_FILE
+        )
 
 
 def effective_config(model: PatchedModel, config: Config) -> Config:
     """The config with the weights and the LoRA that the model has now. Raises UserError where it has several LoRAs."""
     if len(model.lora_patches) > 1:
-        raise UserError(f"this model has several LoRAs ({', '.join(model.lora_patches)}), a folder holds one; remove a patch")
+        raise UserError(
+            f"this model has several LoRAs ({', '.join(model.lora_patches)}), a folder holds one; remove a patch"
+        )
     sides = {name: dataclasses.replace(side, weight=model.patch_weights[name]) for name, side in config.sides.items()}
     adapter = dataclasses.replace(config.lora, r=0)
     for name in model.lora_patches:
-        adapter = dataclasses.replace(config.lora, **lora.settings(model.base.hf, name))
+        adapter = lora.effective_config(model.base.hf, name, config.lora)
     return dataclasses.replace(config, sides=sides, lora=adapter)
 
 
@@ -80,7 +84,7 @@ def read_config(folder: Path, overrides: Sequence[str] = (), trust_plugins: bool
         )
     config = configs.load(file, overrides, is_stored=file.name == CONFIG_FILE)
     if not trust_plugins:
-        named = configs.plugins(configs.from_overrides(overrides)).values()
+        named = configs.named_plugins(configs.from_overrides(overrides)).values()
         for setting, plugin in own_plugins(config).items():
             if plugin not in named:
                 raise UserError(
@@ -92,4 +96,6 @@ def read_config(folder: Path, overrides: Sequence[str] = (), trust_plugins: bool
 
 def own_plugins(config: Config) -> dict[str, tuple[str, str]]:
     """Kind and name, by setting, of the plugins of a config that are not pave's."""
-    return {setting: named for setting, named in configs.plugins(config).items() if not registry.is_shipped(*named)}
+    return {
+        setting: named for setting, named in configs.named_plugins(config).items() if not registry.is_shipped(*named)
+    }

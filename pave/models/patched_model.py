@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from pave.models import lora
 from pave.models.bases.llava_onevision import LlavaOnevision
-from pave.models.trainable import roots, without_autograd
+from pave.models.trainable import outermost_modules, without_autograd
 from pave.types import IGNORE_INDEX, VIDEO_TOKEN_ID, UserError, VideoTokens
 from pave.utils.registry import nearest
 
@@ -151,7 +151,7 @@ class PatchedModel(nn.Module):
 
     def _see(self, *inputs: Tensor) -> VideoTokens:
         """What the base makes of pixels, and of prompt_ids where it takes any; a tower that does not learn only looks."""
-        tower = next(roots(self.base, "vision tower"), None) if torch.is_grad_enabled() else None
+        tower = next(outermost_modules(self.base, "vision tower"), None) if torch.is_grad_enabled() else None
         if tower is None or any(x.requires_grad for x in tower.parameters()):
             return self.base.encode(*inputs)
         # Gradient checkpointing of transformers makes every input of `hf` require a gradient, pictures too: the whole

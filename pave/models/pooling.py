@@ -1,4 +1,4 @@
-"""Resizing the square grid of tokens that a picture tower gives for each frame."""
+"""Resize the square grid of tokens that a vision tower gives for each frame."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch.nn import functional as F
 
 
 def on_grid(x: Tensor, resize: Callable[[Tensor], Tensor]) -> Tensor:
-    """float[N,h*h,C] -> float[N,S,C], by a function of float[N,C,h,h]."""
+    """Resize float[N,h*h,C] -> float[N,S,C], by a function of float[N,C,h,h]."""
     edge = math.isqrt(x.shape[1])
     return resize(x.transpose(1, 2).unflatten(2, (edge, edge))).flatten(2).transpose(1, 2)
 
 
 def halve(x: Tensor) -> Tensor:
-    """float[N,h*h,C] -> float[N,S,C], both edges half as long, rounded up, bilinear: as LLaVA-OneVision pools."""
+    """Halve both edges, rounded up, bilinear, as LLaVA-OneVision pools: float[N,h*h,C] -> float[N,S,C]."""
     edge = math.ceil(math.isqrt(x.shape[1]) / 2)
     return on_grid(x, lambda grid: F.interpolate(grid, size=(edge, edge), mode="bilinear"))
 
 
 def average(x: Tensor, edge: int) -> Tensor:
-    """float[N,h*h,C] -> float[N,edge*edge,C], means of windows that overlap where h is no multiple of the edge."""
+    """Average windows, which overlap where h is no multiple of the edge: float[N,h*h,C] -> float[N,edge*edge,C]."""
     return on_grid(x, lambda grid: F.adaptive_avg_pool2d(grid, edge))

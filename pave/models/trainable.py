@@ -22,7 +22,7 @@ from pave.utils.registry import nearest
 if TYPE_CHECKING:
     from pave.models.patched_model import PatchedModel
 
-FILE = "base.safetensors"
+BASE_FILE = "base.safetensors"
 """The base's tensors that are not as published, under their names inside the base."""
 LLM, LESSON = "llm", "lesson"
 SHORT = {"vision tower": "tower", "newline": "projector"}
@@ -42,12 +42,12 @@ def base_part(name: str) -> str:
     return SHORT.get(found, found)
 
 
-def is_tuned(base: BaseConfig) -> bool:
+def is_modified(base: BaseConfig) -> bool:
     """Whether a base is not as published."""
     return bool(base.trainable or base.init_from)
 
 
-def start(model: PatchedModel, config: Config) -> None:
+def make_trainable(model: PatchedModel, config: Config) -> None:
     """Go on from `base.init_from`, and let the parts of `base.trainable` train, but not what never does.
 
     Raises UserError for an unknown part, settings that exclude it, a folder that does not fit.
@@ -72,7 +72,7 @@ def start(model: PatchedModel, config: Config) -> None:
             "base.trainable: stored video tokens are what the tower saw before; leave data.video_tokens empty"
         )
     if base.init_from:
-        fill(model, Path(base.init_from) / FILE)
+        load_modified(model, Path(base.init_from) / BASE_FILE)
     rests = re.compile(getattr(model.base, "untrainable", r"(?!)"))
     parts = (*base.trainable, LESSON)
     learning = [n for n in state_names(model.base) if base_part(n) in parts and not rests.fullmatch(n)]
@@ -88,14 +88,14 @@ def state_names(base: nn.Module) -> list[str]:
     return [name for name in base.state_dict() if name in tensors]
 
 
-def state(model: PatchedModel) -> dict[str, Tensor]:
+def modified_state(model: PatchedModel) -> dict[str, Tensor]:
     """The tensors of the base that are not as published."""
     tensors = dict(model.base.named_parameters()) | dict(model.base.named_buffers())
     return {name: tensors[name].detach() for name in sorted(model.modified_base_tensors)}
 
 
 @torch.no_grad()
-def fill(model: PatchedModel, file: Path) -> None:
+def load_modified(model: PatchedModel, file: Path) -> None:
     """Replace tensors of the base by those of a file. Raises UserError for one the base does not have, or of its shape.
 
     They may be few: a stage learns some parts only. A lesson is left out where there is no teacher any more.
@@ -111,7 +111,7 @@ def fill(model: PatchedModel, file: Path) -> None:
     model.modified_base_tensors |= {*given}
 
 
-def describe(model: PatchedModel) -> str:
+def describe_parts(model: PatchedModel) -> str:
     """The table of what is frozen and what trains."""
     parts: dict[str, tuple[int, int]] = {}
     for name, parameter in model.named_parameters():
@@ -135,7 +135,7 @@ def part_of(name: str) -> str:
     return next((PARTS[piece] for piece in pieces if piece in PARTS), "LLM")
 
 
-def roots(base: nn.Module, part: str) -> Iterator[nn.Module]:
+def outermost_modules(base: nn.Module, part: str) -> Iterator[nn.Module]:
     """The outermost modules of a part of a base."""
     for name, module in base.named_modules():
         if part_of(name) == part != part_of(name.rpartition(".")[0]):
@@ -162,7 +162,7 @@ def without_autograd(module: nn.Module) -> Iterator[None]:
             hook.remove()
 
 
-def trained(model: PatchedModel) -> dict[str, list[nn.Parameter]]:
+def trained_parameters(model: PatchedModel) -> dict[str, list[nn.Parameter]]:
     """What trains, by part."""
     parts: dict[str, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():

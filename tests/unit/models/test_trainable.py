@@ -22,8 +22,8 @@ from pave.data.collate import collate
 from pave.data.dataset import make_sample
 from pave.models import trainable
 from pave.models.patched_model import PatchedModel
-from pave.models.trainable import roots
-from pave.training import mixture, train
+from pave.models.trainable import outermost_modules
+from pave.training import mixture, recipe, train
 from pave.types import Clip, SideTokens, UserError, VideoTokens
 from pave.utils import registry
 
@@ -53,7 +53,7 @@ def test_these_parts_learn_and_come_back(tiny_setup: TinySetup, tmp_path: Path, 
     config = tuned(tiny_setup, learn)
     before = build.load_base(config.base).state_dict()
     train.main(config, tmp_path)
-    stored = load_file(tmp_path / "final" / trainable.FILE)
+    stored = load_file(tmp_path / "final" / trainable.BASE_FILE)
     after = build.load(tmp_path / "final")[0].base.state_dict()
     assert {trainable.part_of(name) for name in stored} == {*learn}
     changed = {name for name, x in after.items() if not torch.equal(x, before[name])}
@@ -111,7 +111,7 @@ def step(name: str, folder: Path, learn: list[str], checkpointing: bool) -> Step
     elif checkpointing:  # older transformers
         model.gradient_checkpointing_enable({"use_reentrant": False})
     calls: Counter[torch.nn.Module] = Counter()
-    for tower in roots(model.base, "vision tower"):
+    for tower in outermost_modules(model.base, "vision tower"):
         for module in tower.modules():
             module.register_forward_hook(lambda module, *_: calls.update([module]))
     encode, seen = model.base.encode, []
@@ -158,9 +158,9 @@ def test_only_what_is_below_all_that_learns_rests(learn: list[str], tmp_path: Pa
 
 def test_a_next_stage_keeps_what_the_first_one_learnt(tiny_setup: TinySetup, tmp_path: Path) -> None:
     train.main(tuned(tiny_setup, ["tower", "projector"]), tmp_path / "one")
-    first = load_file(tmp_path / "one/final" / trainable.FILE)
+    first = load_file(tmp_path / "one/final" / trainable.BASE_FILE)
     train.main(tuned(tiny_setup, ["llm"], init=str(tmp_path / "one/final")), tmp_path / "two")
-    stored = load_file(tmp_path / "two/final" / trainable.FILE)
+    stored = load_file(tmp_path / "two/final" / trainable.BASE_FILE)
     assert {trainable.part_of(name) for name in stored} == {"tower", "projector", "llm"}
     assert all(torch.equal(stored[name], x) for name, x in first.items())
     # The second folder needs the first no more.
@@ -178,7 +178,7 @@ def test_a_resumed_run_repeats_the_unbroken_one(tiny_setup: TinySetup, tmp_path:
             file.unlink()
         (tmp_path / "again" / later).rmdir()
     train.main(config, tmp_path / "again", resume=True)
-    whole, again = (load_file(tmp_path / f / "final" / trainable.FILE) for f in ("whole", "again"))
+    whole, again = (load_file(tmp_path / f / "final" / trainable.BASE_FILE) for f in ("whole", "again"))
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
@@ -210,7 +210,7 @@ def test_two_ways_for_the_llm_to_learn_are_one_too_many(tiny_setup: TinySetup) -
 
 
 def test_tensors_of_another_base_are_named(tiny_setup: TinySetup, tmp_path: Path) -> None:
-    save_file({"hf.nothing.weight": torch.zeros(2)}, tmp_path / trainable.FILE)
+    save_file({"hf.nothing.weight": torch.zeros(2)}, tmp_path / trainable.BASE_FILE)
     with pytest.raises(UserError, match=r"hf\.nothing\.weight"):
         build.create(tuned(tiny_setup, ["llm"], init=str(tmp_path)))
 
@@ -227,7 +227,7 @@ def test_such_a_folder_is_not_put_on_another_model(tiny_setup: TinySetup, tmp_pa
 @pytest.mark.parametrize("file", SYSTEMS, ids=lambda file: file.stem)
 def test_recipes_of_whole_models_are_whole(file: Path) -> None:
     config = configs.load(file)
-    train.check_arguments(config)
+    recipe.check_arguments(config)
     assert {*config.base.trainable} <= {"tower", "projector", "llm"}
     assert config.base.dtype == "float32"
     assert config.lora.r == 0
