@@ -1,95 +1,88 @@
-"""Sample -> batch: token ids with room for visual tokens, padded text, videos and side-channels side by side."""
+"""Make batches of samples: token ids with room for visual tokens, padded text, videos and side-channels."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pave.types import IGNORE, VIDEO, SideTokens, UserError
+from pave.types import IGNORE_INDEX, VIDEO_TOKEN_ID, SideTokens, UserError
 from pave.utils import placeholders
 
 if TYPE_CHECKING:
-    from pave.models.bases._qwen_chat import Encoded
-
-Mask = Literal["answers", "official"]
-"""What is supervised."""
-
-
-def to_device(value: Any, device: torch.device) -> Any:
-    """Tensors of a batch to a device; what is planned on the host (steps, seconds) stays there."""
-    if isinstance(value, torch.Tensor):
-        return value.to(device)
-    if isinstance(value, dict):
-        return {k: to_device(v, device) for k, v in value.items()}
-    return value
-
-
-class Speaker(Protocol):
-    """What a base is here."""
-
-    def chat(
-        self,
-        question: str,
-        history: tuple[tuple[str, str], ...] = (),
-        answer: str | None = None,
-        mask: Mask = "answers",
-    ) -> Encoded:
-        """Ids and labels by its template."""
+    from pave.models.base import Base, EncodedChat, Labels
+    from pave.models.patched_model import SideBatch
 
 
 class Sample(NamedTuple):
     """One question, ready for a model."""
 
     ids: list[int]
-    """With VIDEO at every visual position."""
+    """With VIDEO_TOKEN_ID at every visual position."""
     labels: list[int]
+    """IGNORE_INDEX where nothing is supervised."""
     pixels: Tensor | None
-    """What the base's `preprocess` made, float[T,3,h,w], or `pave extract video` stored, float[T,S,Q+D]"""
+    """float[T,3,h,w] of the base's `preprocess`, or float[T,S,Q+D] that `pave extract video` stored."""
     frame_seconds: Tensor | None
     """float[T]"""
     sides: Mapping[str, SideTokens | None]
     """None or absent where this sample has no such side-channel."""
-    guide: list[int] | None = None
-    """Of the question, for a base that sees a video differently for each."""
+    prompt_ids: list[int] | None = None
+    """The question, for a base that encodes a video differently for each."""
 
 
-def conversation(
-    base: Speaker,
+def encode_conversation(
+    base: Base,
     question: str,
     history: Sequence[tuple[str, str]] = (),
     answer: str | None = None,
-    mask: Mask = "answers",
-) -> Encoded:
-    """Ids and labels of a conversation about one video, whose tag in the texts goes.
+    labels: Labels = "answers",
+) -> EncodedChat:
+    """Encode a conversation about one video, without the tag that its texts may have for the video.
 
     Raises UserError for texts that would make a further video: it would be filled from another sample of the batch.
     """
-    said = [*(text for turn in history for text in turn), question, *([] if answer is None else [answer])]
-    texts, end = placeholders.bare(said, question), 2 * len(history)
-    turns = tuple(zip(texts[:end:2], texts[1:end:2]))
-    encoded = base.chat(texts[end], turns, None if answer is None else texts[-1], mask)
-    if (count := encoded.ids.count(VIDEO)) != 1:
+    texts = [text for turn in history for text in turn] + [question]
+    if answer is not None:
+        texts.append(answer)
+    texts = placeholders.remove_tag(texts, question)
+
+    num_past_texts = 2 * len(history)
+    past_turns = tuple(zip(texts[:num_past_texts:2], texts[1:num_past_texts:2]))
+    encoded = base.chat(texts[num_past_texts], past_turns, None if answer is None else texts[-1], labels)
+
+    count = encoded.ids.count(VIDEO_TOKEN_ID)
+    if count != 1:
         raise UserError(f"question {question[:60]!r}: its conversation shows {count} videos, expected one; correct it")
     return encoded
 
 
-def expand(
+def expand_video_tokens(
     ids: Sequence[int], labels: Sequence[int], visual: int | Sequence[int], max_length: int
 ) -> tuple[list[int], list[int]]:
-    """Each VIDEO becomes `visual` of them, or these ids; labels IGNORE. The end beyond `max_length` is cut."""
-    video = [VIDEO] * visual if isinstance(visual, int) else visual
-    wide_ids = [x for i in ids for x in (video if i == VIDEO else [i])]
-    wide_labels = [x for i, y in zip(ids, labels) for x in ([IGNORE] * len(video) if i == VIDEO else [y])]
-    return wide_ids[:max_length], wide_labels[:max_length]
+    """Put `visual` many VIDEO_TOKEN_ID, or the ids `visual`, in place of each one, with labels IGNORE_INDEX.
+
+    Returns ids and labels, cut at `max_length`.
+    """
+    visual_ids = [VIDEO_TOKEN_ID] * visual if isinstance(visual, int) else visual
+    expanded_ids: list[int] = []
+    expanded_labels: list[int] = []
+    for token, label in zip(ids, labels):
+        is_video = token == VIDEO_TOKEN_ID
+        expanded_ids += visual_ids if is_video else [token]
+        expanded_labels += [IGNORE_INDEX] * len(visual_ids) if is_video else [label]
+    return expanded_ids[:max_length], expanded_labels[:max_length]
 
 
-def pad(rows: Sequence[Sequence[int]], value: int, left: bool = False) -> Tensor:
+def pad_rows(rows: Sequence[Sequence[int]], value: int, left: bool = False) -> Tensor:
     """int[B,L] from ragged rows, padded at the right or left."""
     length = max(map(len, rows))
-    padded = [[value] * (length - len(r)) + list(r) if left else list(r) + [value] * (length - len(r)) for r in rows]
+    padded = []
+    for row in rows:
+        padding = [value] * (length - len(row))
+        padded.append([*padding, *row] if left else [*row, *padding])
     return torch.tensor(padded)
 
 
@@ -97,45 +90,65 @@ def collate(
     samples: Sequence[Sample],
     pad_id: int,
     left: bool = False,
-    widths: Mapping[str, int] | None = None,
-    apart: bool = False,
+    side_dims: Mapping[str, int] | None = None,
+    separate_videos: bool = False,
 ) -> dict[str, Any]:
-    """A batch for Pave.forward; pad at the left for generation. `widths`: channels to have though no sample has any.
+    """Make a batch for `PatchedModel.forward`; it is padded at the `left` for generation.
 
-    Videos of several sizes are seen one by one; `apart`, those of one size too.
+    `side_dims` are side-channels that the batch must have, with their C, though no sample may have them. Videos of
+    several sizes stay a list, which the base sees one by one; with `separate_videos` always.
     """
-    ids = pad([s.ids for s in samples], pad_id, left)
     batch: dict[str, Any] = {
-        "ids": ids,
-        "labels": pad([s.labels for s in samples], IGNORE, left),
-        "mask": pad([[1] * len(s.ids) for s in samples], 0, left).bool(),
+        "ids": pad_rows([sample.ids for sample in samples], pad_id, left),
+        "labels": pad_rows([sample.labels for sample in samples], IGNORE_INDEX, left),
+        "mask": pad_rows([[1] * len(sample.ids) for sample in samples], 0, left).bool(),
     }
-    videos = [s for s in samples if s.pixels is not None]
-    if videos:
-        pixels = [s.pixels for s in videos if s.pixels is not None]
-        batch["pixels"] = torch.stack(pixels) if len({x.shape for x in pixels}) == 1 and not apart else pixels
-        batch["frame_seconds"] = [s.frame_seconds for s in videos]
-        if guides := [s.guide for s in videos if s.guide is not None]:
-            batch["guides"] = pad(guides, 0)
-        # In joint training a sample knows the side-channels of its own task only.
-        names = dict.fromkeys(name for s in videos for name in s.sides)
-        batch["sides"] = {name: side for name in names if (side := _stack([s.sides.get(name) for s in videos]))}
-        for name, width in (widths or {}).items():
-            nothing = {"x": torch.zeros(len(videos), 1, 1, width), "steps": [0] * len(videos), "seconds": None}
-            batch["sides"].setdefault(name, nothing)
+    with_video = [sample for sample in samples if sample.pixels is not None]
+    if not with_video:
+        return batch
+
+    pixels = [sample.pixels for sample in with_video if sample.pixels is not None]
+    same_size = len({video.shape for video in pixels}) == 1
+    batch["pixels"] = torch.stack(pixels) if same_size and not separate_videos else pixels
+    batch["frame_seconds"] = [sample.frame_seconds for sample in with_video]
+    prompt_ids = [sample.prompt_ids for sample in with_video if sample.prompt_ids is not None]
+    if prompt_ids:
+        batch["prompt_ids"] = pad_rows(prompt_ids, 0)
+
+    # In joint training a sample knows the side-channels of its own task only.
+    batch["sides"] = {}
+    for name in dict.fromkeys(name for sample in with_video for name in sample.sides):
+        side = _stack_sides([sample.sides.get(name) for sample in with_video])
+        if side is not None:
+            batch["sides"][name] = side
+    for name, dim in (side_dims or {}).items():
+        empty = {"x": torch.zeros(len(with_video), 1, 1, dim), "steps": [0] * len(with_video), "seconds": None}
+        batch["sides"].setdefault(name, empty)
     return batch
 
 
-def _stack(tokens: Sequence[SideTokens | None]) -> dict[str, Any] | None:
-    """SideBatch of one channel, zero-padded in time; None if no sample has it."""
-    present = [t for t in tokens if t is not None]
+def _stack_sides(tokens: Sequence[SideTokens | None]) -> SideBatch | None:
+    """One side-channel of all samples, zero-padded in time; None if no sample has it."""
+    present = [side for side in tokens if side is not None]
     if not present:
         return None
-    steps = [0 if t is None else len(t.x) for t in tokens]
+
+    steps = [0 if side is None else len(side.x) for side in tokens]
     x = present[0].x.new_zeros(len(tokens), max(steps), *present[0].x.shape[1:])
-    for row, t in zip(x, tokens):
-        if t is not None:
-            row[: len(t.x)] = t.x
-    clocked = all(t.seconds is not None for t in present)
-    seconds = [torch.empty(0) if t is None or t.seconds is None else t.seconds for t in tokens] if clocked else None
-    return {"x": x, "steps": steps, "seconds": seconds}
+    seconds: list[Tensor] = []
+    for row, side in zip(x, tokens):
+        if side is not None:
+            row[: len(side.x)] = side.x
+        seconds.append(torch.empty(0) if side is None or side.seconds is None else side.seconds)
+
+    has_clock = all(side.seconds is not None for side in present)
+    return {"x": x, "steps": steps, "seconds": seconds if has_clock else None}
+
+
+def to_device(value: Any, device: torch.device) -> Any:
+    """Move the tensors of a batch to a device; what is planned on the host (steps, seconds) stays there."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: to_device(entry, device) for key, entry in value.items()}
+    return value

@@ -11,26 +11,28 @@ import torch
 from helpers.tiny_model import TinySetup, make_config
 
 from pave.checkpoints import build
-from pave.data.collate import Sample, collate, expand, pad
-from pave.data.dataset import Questions, make_sample, media
+from pave.data.collate import Sample, collate, expand_video_tokens, pad_rows
+from pave.data.dataset import QuestionDataset, make_sample, media_paths
 from pave.media.video import read_clip
-from pave.types import IGNORE, VIDEO, Question, SideTokens, UserError
+from pave.types import IGNORE_INDEX, VIDEO_TOKEN_ID, Question, SideTokens, UserError
 
 
 def sample(length: int, steps: int | None, video: bool = True) -> Sample:
     side = None if steps is None else SideTokens(torch.full((steps, 1, 2), float(length)), torch.arange(steps) + 1.0)
     pixels = torch.zeros(1, 3, 4, 4) if video else None
-    return Sample([7] * length, [IGNORE] * length, pixels, torch.zeros(1) if video else None, {"audio": side})
+    return Sample([7] * length, [IGNORE_INDEX] * length, pixels, torch.zeros(1) if video else None, {"audio": side})
 
 
 def test_expand_makes_room_and_cuts_the_end() -> None:
-    assert expand([1, VIDEO, 2], [1, IGNORE, 2], 3, 99) == ([1, VIDEO, VIDEO, VIDEO, 2], [1, *[IGNORE] * 3, 2])
-    assert expand([1, VIDEO, 2], [1, IGNORE, 2], 3, 3) == ([1, VIDEO, VIDEO], [1, IGNORE, IGNORE])
+    ids, labels = [1, VIDEO_TOKEN_ID, 2], [1, IGNORE_INDEX, 2]
+    expected_ids, expected_labels = [1, *[VIDEO_TOKEN_ID] * 3, 2], [1, *[IGNORE_INDEX] * 3, 2]
+    assert expand_video_tokens(ids, labels, 3, 99) == (expected_ids, expected_labels)
+    assert expand_video_tokens(ids, labels, 3, 3) == (expected_ids[:3], expected_labels[:3])
 
 
 def test_pad_left_and_right() -> None:
-    assert pad([[1], [2, 3]], 0).tolist() == [[1, 0], [2, 3]]
-    assert pad([[1], [2, 3]], 0, left=True).tolist() == [[0, 1], [2, 3]]
+    assert pad_rows([[1], [2, 3]], 0).tolist() == [[1, 0], [2, 3]]
+    assert pad_rows([[1], [2, 3]], 0, left=True).tolist() == [[0, 1], [2, 3]]
 
 
 def test_collate_pads_text_and_time() -> None:
@@ -55,22 +57,25 @@ def test_collate_without_videos_or_without_any_side() -> None:
 def test_shuffled_sides_are_never_a_questions_own(tiny_setup: TinySetup) -> None:
     config = make_config(*tiny_setup)
     base = build.load_base(config.base)
-    own, other = (Questions(config, base, "test", with_answers=False) for _ in range(2))
-    other.shuffle_sides()
-    donors = [other.questions[i].video for i in other.donors]
-    assert all(donor != q.video for donor, q in zip(donors, other.questions))
-    assert set(donors) == {q.video for q in other.questions}
-    x, y = own[0].sides["audio"], other[0].sides["audio"]
-    assert x.x.shape != y.x.shape or not torch.equal(x.x, y.x)
-    assert torch.equal(own[0].pixels, other[0].pixels)
-    assert own[0].ids == other[0].ids
+    plain, shuffled = (QuestionDataset(config, base, "test", with_answers=False) for _ in range(2))
+    shuffled.shuffle_sides()
+    sources = [shuffled.questions[i].video for i in shuffled.side_source]
+    videos = [question.video for question in shuffled.questions]
+    assert all(source != video for source, video in zip(sources, videos))
+    assert set(sources) == set(videos)
+    expected, actual = plain[0], shuffled[0]
+    assert expected.sides["audio"].x.shape != actual.sides["audio"].x.shape or not torch.equal(
+        expected.sides["audio"].x, actual.sides["audio"].x
+    )
+    assert torch.equal(expected.pixels, actual.pixels)
+    assert expected.ids == actual.ids
 
 
 def test_answer_beyond_the_longest_sequence_is_an_error(tiny_setup: TinySetup) -> None:
     config = make_config(*tiny_setup)
     base = build.load_base(config.base)
     clip = read_clip(tiny_setup.data / "videos/train_00000.mp4", 4)
-    assert make_sample(config, base, "Which?", clip, {}, answer="this").labels.count(IGNORE) > 0
+    assert make_sample(config, base, "Which?", clip, {}, answer="this").labels.count(IGNORE_INDEX) > 0
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, max_length=20))
     with pytest.raises(UserError, match=r"beyond data\.max_length=20"):
         make_sample(config, base, "Which?", clip, {}, answer="this")
@@ -79,8 +84,8 @@ def test_answer_beyond_the_longest_sequence_is_an_error(tiny_setup: TinySetup) -
 @pytest.mark.parametrize("path", ["/elsewhere/a.mp4", "../a.mp4", "videos/../../a.mp4"])
 def test_no_path_of_a_question_leaves_the_data_root(path: str, tmp_path: Path) -> None:
     good = Question("1", "videos/a..b.mp4", "Which?", ("this",))
-    assert media(good, tmp_path) == [tmp_path / "videos/a..b.mp4"]
-    paths: list[dict[str, Any]] = [{"video": path}, {"pictures": ("a.png", path)}, {"features": path}]
+    assert media_paths(good, tmp_path) == [tmp_path / "videos/a..b.mp4"]
+    paths: list[dict[str, Any]] = [{"video": path}, {"images": ("a.png", path)}, {"features": path}]
     for changes in paths:
         with pytest.raises(UserError, match="question 1 points outside the data root"):
-            media(dataclasses.replace(good, **changes), tmp_path)
+            media_paths(dataclasses.replace(good, **changes), tmp_path)

@@ -13,16 +13,16 @@ from helpers.tiny_model import TinySetup
 
 from pave.config import Config
 from pave.data import perturbations
-from pave.data.dataset import Questions
+from pave.data.dataset import QuestionDataset
 from pave.evaluation import evaluate
-from pave.models.patched_model import Pave
+from pave.models.patched_model import PatchedModel
 from pave.types import SideTokens, UserError
 
 pytest_plugins = ["helpers.eval_runs"]
 
 
 def test_a_dropped_side_is_no_side_and_needs_no_files(
-    ready: tuple[Pave, Config], whole: Path, tmp_path: Path, tiny_setup: TinySetup
+    ready: tuple[PatchedModel, Config], whole: Path, tmp_path: Path, tiny_setup: TinySetup
 ) -> None:
     model, config = ready
     deaf = dataclasses.replace(config, data=dataclasses.replace(config.data, sides=[]))
@@ -35,8 +35,8 @@ def test_a_dropped_side_is_no_side_and_needs_no_files(
     assert results(tmp_path / "dropped")[0] == results(tmp_path / "deaf")[0] != results(whole)[0]
 
 
-def test_every_probe_changes_what_is_heard_and_shuffling_is_as_ever(
-    ready: tuple[Pave, Config], whole: Path, tmp_path: Path
+def test_every_perturbation_changes_what_is_heard_and_shuffling_is_as_ever(
+    ready: tuple[PatchedModel, Config], whole: Path, tmp_path: Path
 ) -> None:
     evaluate.main(*ready, tmp_path / "all", other(shuffle_sides=True))
     evaluate.main(*ready, tmp_path / "one", other(sides=["audio=shuffle"]))
@@ -55,7 +55,7 @@ def tokens(steps: int = 6, times: list[float] | None = None) -> SideTokens:
 
 def moved(told: str, given: SideTokens) -> list[float]:
     (found,) = perturbations.parse([f"a={told}"], ["a"]).values()
-    changed = perturbations.change(found, given, "seed")
+    changed = perturbations.perturb(found, given, "seed")
     assert changed.x.shape == given.x.shape
     assert changed.seconds is given.seconds
     assert torch.equal(changed.x, changed.x[:, :1, :1].expand_as(changed.x))
@@ -79,22 +79,22 @@ def test_freeze_and_shift() -> None:
 def test_noise_has_its_ratio_and_is_drawn_from_the_seed(ratio: float) -> None:
     given = SideTokens(torch.randn(7, 1, 50, generator=torch.Generator().manual_seed(1)) * 3)
     (found,) = perturbations.parse([f"a=noise:{ratio}dB"], ["a"]).values()
-    noisy, again, elsewhere = (perturbations.change(found, given, seed).x for seed in ("a x", "a x", "a y"))
+    noisy, again, elsewhere = (perturbations.perturb(found, given, seed).x for seed in ("a x", "a x", "a y"))
     noise = noisy - given.x
     measured = 10 * torch.log10(given.x.square().mean() / noise.square().mean())
     assert measured.item() == pytest.approx(ratio, abs=1e-4)
     assert torch.equal(noisy, again)
     assert not torch.allclose(noisy, elsewhere)
     silent = SideTokens(torch.zeros(3, 1, 4))
-    assert torch.equal(perturbations.change(found, silent, "a").x, silent.x)
+    assert torch.equal(perturbations.perturb(found, silent, "a").x, silent.x)
 
 
-def test_noise_is_the_videos_own(ready: tuple[Pave, Config], tiny_setup: TinySetup) -> None:
+def test_noise_is_the_videos_own(ready: tuple[PatchedModel, Config], tiny_setup: TinySetup) -> None:
     model, config = ready
-    probes = perturbations.parse(["audio=noise:0"], ["audio"])
-    data = evaluate._questions(model, config, "train", probes, complete=True)
+    perturbed = perturbations.parse(["audio=noise:0"], ["audio"])
+    data = evaluate.load_questions(model, config, "train", perturbed, complete=True)
     x = [data[i].sides["audio"].x for i in (0, 1, 5)]
-    plain = Questions(config, model.base, "train", with_answers=False)
+    plain = QuestionDataset(config, model.base, "train", with_answers=False)
     noise = [got - plain[i].sides["audio"].x for got, i in zip(x, (0, 1, 5))]
     assert torch.equal(noise[0], noise[1])
     assert not torch.allclose(noise[0][:5], noise[2][:5], atol=1e-2)
@@ -105,17 +105,17 @@ def test_noise_is_the_videos_own(ready: tuple[Pave, Config], tiny_setup: TinySet
     [
         ("audio", "expected SIDE=PROBE"),
         ("audoi=drop", "fed no side-channel 'audoi'; did you mean 'audio'"),
-        ("audio=dorp", "no probe 'dorp'; did you mean 'drop'"),
+        ("audio=dorp", "no perturbation 'dorp'; did you mean 'drop'"),
         ("audio=drop:3", "found 'drop:3', expected drop"),
         ("audio=shift", "found 'shift', expected shift:NUMBERs"),
         ("audio=noise:loud", "found 'noise:loud', expected noise:NUMBERdB"),
         ("audio=noise:infdB", "expected noise:NUMBERdB"),
     ],
 )
-def test_what_is_no_probe(text: str, message: str) -> None:
+def test_what_is_no_perturbation(text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         perturbations.parse([text], ["audio", "dense"])
-    with pytest.raises(UserError, match="has a probe already"):
+    with pytest.raises(UserError, match="has a perturbation already"):
         perturbations.parse(["audio=drop", "audio=freeze"], ["audio"])
     with pytest.raises(UserError, match="there are none"):
         perturbations.parse(["audio=drop"], [])
