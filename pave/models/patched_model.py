@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from pave.models import lora
-from pave.models.bases.llava_onevision import LlavaOnevision
+from pave.models.base import Base
 from pave.models.trainable import outermost_modules, without_autograd
 from pave.types import IGNORE_INDEX, VIDEO_TOKEN_ID, UserError, VideoTokens
 from pave.utils.registry import nearest
@@ -67,7 +67,7 @@ def _check_own(places: Sequence[int], own: Sequence[int]) -> None:
 class PatchedModel(nn.Module):
     """A frozen video language model with one patch for each side-channel."""
 
-    def __init__(self, base: LlavaOnevision, patches: Mapping[str, nn.Module]) -> None:
+    def __init__(self, base: Base, patches: Mapping[str, nn.Module]) -> None:
         super().__init__()
         self.base = base
         self.patches = nn.ModuleDict(patches)
@@ -188,11 +188,10 @@ class PatchedModel(nn.Module):
         frame_seconds: list[Tensor] | None = None,
     ) -> Tensor | None:
         """int[A,B,L], or None for a base whose tokens stand one after the other, as usual."""
-        find = getattr(self.base, "position_ids", None)
-        if pixels is None or find is None:
+        if pixels is None:
             return None
         again = max(1, int((ids == VIDEO_TOKEN_ID).any(1).sum()) // len(pixels))
-        return find(ids, mask, list(pixels) * again, frame_seconds and frame_seconds * again)
+        return self.base.position_ids(ids, mask, list(pixels) * again, frame_seconds and frame_seconds * again)
 
     def splice(
         self,
@@ -248,8 +247,9 @@ class PatchedModel(nn.Module):
         logits = self.base.lm_head(states.last_hidden_state[:, :-1][wanted])
         loss = F.cross_entropy(logits.float(), labels[:, 1:][wanted])
         if targets is not None:
-            lesson: Any = self.base.lesson
-            loss = loss + lesson.distance(lesson(states.hidden_states), ids == VIDEO_TOKEN_ID, targets)
+            head = self.base.distillation_head
+            assert head is not None
+            loss = loss + head.distance(head(states.hidden_states), ids == VIDEO_TOKEN_ID, targets)
         return {"loss": loss, "logits": logits}
 
     @torch.no_grad()

@@ -24,20 +24,22 @@ if TYPE_CHECKING:
 
 BASE_FILE = "base.safetensors"
 """The base's tensors that are not as published, under their names inside the base."""
-LLM, LESSON = "llm", "lesson"
+LLM, DISTILLATION_HEAD = "llm", "distillation_head"
 SHORT = {"vision tower": "tower", "newline": "projector"}
-"""What settings call a part, where not as tables do; the lesson is there where a teacher is."""
+"""What settings call a part, where not as tables do; the distillation head is there where a teacher is."""
+OLD_HEAD_PREFIX = "lesson."
+"""Of the distillation head's tensors in folders written before 0.1."""
 PARTS = {
     "vision_tower": "vision tower",
     "multi_modal_projector": "projector",
     "image_newline": "newline",
-    "lesson": "lesson",
+    DISTILLATION_HEAD: DISTILLATION_HEAD,
 }
 """By a piece of a parameter's name."""
 
 
 def base_part(name: str) -> str:
-    """The part of a base that a tensor belongs to: tower, projector, lesson or llm."""
+    """The part of a base that a tensor belongs to: tower, projector, distillation head or llm."""
     found = next((PARTS[piece] for piece in name.split(".") if piece in PARTS), LLM)
     return SHORT.get(found, found)
 
@@ -73,9 +75,9 @@ def make_trainable(model: PatchedModel, config: Config) -> None:
         )
     if base.init_from:
         load_modified(model, Path(base.init_from) / BASE_FILE)
-    rests = re.compile(getattr(model.base, "untrainable", r"(?!)"))
-    parts = (*base.trainable, LESSON)
-    learning = [n for n in state_names(model.base) if base_part(n) in parts and not rests.fullmatch(n)]
+    untrainable = re.compile(model.base.untrainable)
+    parts = (*base.trainable, DISTILLATION_HEAD)
+    learning = [n for n in state_names(model.base) if base_part(n) in parts and not untrainable.fullmatch(n)]
     for name, parameter in model.base.named_parameters():
         if name in learning:
             parameter.requires_grad_(True)
@@ -98,11 +100,14 @@ def modified_state(model: PatchedModel) -> dict[str, Tensor]:
 def load_modified(model: PatchedModel, file: Path) -> None:
     """Replace tensors of the base by those of a file. Raises UserError for one the base does not have, or of its shape.
 
-    They may be few: a stage learns some parts only. A lesson is left out where there is no teacher any more.
+    They may be few: a stage learns some parts only. A distillation head is left out where there is no teacher any more.
     """
-    given: Mapping[str, Tensor] = feature_files.read_safetensors(file).state
-    if not hasattr(model.base, LESSON):
-        given = {name: tensor for name, tensor in given.items() if base_part(name) != LESSON}
+    given: Mapping[str, Tensor] = {
+        re.sub(rf"^{re.escape(OLD_HEAD_PREFIX)}", f"{DISTILLATION_HEAD}.", name): tensor
+        for name, tensor in feature_files.read_safetensors(file).state.items()
+    }
+    if model.base.distillation_head is None:
+        given = {name: tensor for name, tensor in given.items() if base_part(name) != DISTILLATION_HEAD}
     mine = {name: x for name, x in model.base.state_dict(keep_vars=True).items() if name in given}
     with distributed.writable(mine):
         check_same({n: tuple(x.shape) for n, x in mine.items()}, {n: tuple(x.shape) for n, x in given.items()}, file)
@@ -172,11 +177,12 @@ def trained_parameters(model: PatchedModel) -> dict[str, list[nn.Parameter]]:
 
 
 def prepare(model: PatchedModel, config: Config) -> None:
-    """Give the base its lesson, where the config names a teacher. Raises UserError for a base without such stages."""
+    """Give the base a distillation head, where the config names a teacher. Raises UserError for a base without such stages."""
     if not config.distill_from:
         return
     base = model.base
-    if not hasattr(base, "token_pixels"):
+    if base.token_pixels is None:
         raise UserError(f"teacher: {config.base.name} has no such stage, video_panda has; leave it empty")
     device = next(base.parameters()).device
-    base.lesson = DistillationHead(base.hf.config.num_hidden_layers, base.embed_dim, base.query_dim).to(device)
+    head = DistillationHead(base.hf.config.num_hidden_layers, base.embed_dim, base.query_dim)
+    base.distillation_head = head.to(device)

@@ -18,7 +18,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from pave.models.bases._loading import Newline
+from pave.models.base import Newline
 from pave.models.encoders import siglip
 from pave.types import UserError
 from pave.utils.atomic import atomic_folder

@@ -7,62 +7,63 @@ from typing import Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from pave.types import IGNORE, VIDEO
+from pave.models.base import EncodedChat, History, Labels
+from pave.types import IGNORE_INDEX, VIDEO_TOKEN_ID
 
 TAG = "<video>"
 SYSTEM = "You are a helpful assistant."
+NEWLINE_ID = 198
 
 
 class Turn(NamedTuple):
-    """One turn of a conversation; an assistant's None leaves the header open, for generation."""
+    """One turn of a conversation; an assistant's None leaves its header open, for generation."""
 
     role: Literal["user", "assistant"]
     text: str | None
 
 
-class Encoded(NamedTuple):
-    """Token ids with VIDEO in place of the visual tokens, and labels with IGNORE where nothing is learnt."""
-
-    ids: list[int]
-    labels: list[int]
-    guide: list[int] | None = None
-    """Token ids for a base that sees a video differently for each question."""
-
-
-def turns(
-    question: str, history: Sequence[tuple[str, str]] = (), answer: str | None = None, video: str = f"{TAG}\n"
-) -> list[Turn]:
-    """A conversation about one video, which stands before the first question."""
-    pairs = [*history, (question, answer)]
-    first, *rest = [turn for asked, said in pairs for turn in (Turn("user", asked), Turn("assistant", said))]
-    return [first._replace(text=f"{video}{first.text}"), *rest]
+def turns(question: str, history: History = (), answer: str | None = None, video: str = f"{TAG}\n") -> list[Turn]:
+    """Turns of a conversation about one video, which stands before the first question."""
+    conversation: list[Turn] = []
+    for asked, reply in [*history, (question, answer)]:
+        conversation += [Turn("user", asked), Turn("assistant", reply)]
+    first_question = conversation[0]
+    return [first_question._replace(text=f"{video}{first_question.text}"), *conversation[1:]]
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Ids of a text, with VIDEO for every <video> tag; each piece between tags is tokenised by itself."""
-    first, *rest = (tokenizer(piece, add_special_tokens=False).input_ids for piece in text.split(TAG))
-    return first + [token for piece in rest for token in (VIDEO, *piece)]
+    """Token ids of a text, with VIDEO_TOKEN_ID for each tag; the pieces between tags are tokenised one by one."""
+    ids: list[int] = []
+    for i, piece in enumerate(text.split(TAG)):
+        if i:
+            ids.append(VIDEO_TOKEN_ID)
+        ids += tokenizer(piece, add_special_tokens=False).input_ids
+    return ids
 
 
 def encode(
     tokenizer: PreTrainedTokenizerBase,
     conversation: Sequence[Turn],
-    mask: Literal["answers", "official"] = "answers",
+    supervised: Labels = "answers",
     system: str | None = SYSTEM,
-) -> Encoded:
-    """Token ids and labels. `answers` supervises what the model has to say, `release` what the published code did."""
+) -> EncodedChat:
+    """Encode a conversation as token ids, and as labels of what is `supervised`."""
     if conversation[0].role == "assistant":
         conversation = conversation[1:]
+
     ids = [] if system is None else tokenize(tokenizer, f"<|im_start|>system\n{system}<|im_end|>\n")
-    labels = [IGNORE] * len(ids)
+    labels = [IGNORE_INDEX] * len(ids)
     for role, text in conversation:
         header = tokenize(tokenizer, f"<|im_start|>{role}\n")
-        said = [] if text is None else tokenize(tokenizer, f"{text}<|im_end|>\n")
-        ids += header + said
-        head_labels = header if role == "assistant" and mask == "official" else [IGNORE] * len(header)
-        labels += head_labels + (said if role == "assistant" else [IGNORE] * len(said))
-    if mask == "official":
-        # Quirk: the released mask also supervises every newline and turn mark, in questions and system text too.
-        marks = {tokenizer.convert_tokens_to_ids(t) for t in ("<|im_start|>", "<|im_end|>")} | {198}
-        labels = [i if i in marks else label for i, label in zip(ids, labels)]
-    return Encoded(ids, [IGNORE if label == VIDEO else label for label in labels])
+        content = [] if text is None else tokenize(tokenizer, f"{text}<|im_end|>\n")
+        ids += header + content
+
+        is_answer = role == "assistant"
+        labels += header if is_answer and supervised == "official" else [IGNORE_INDEX] * len(header)
+        labels += content if is_answer else [IGNORE_INDEX] * len(content)
+
+    if supervised == "official":
+        # Quirk: the official labels hold every newline and turn mark too, in questions and system text.
+        marks = {*tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"]), NEWLINE_ID}
+        labels = [token if token in marks else label for token, label in zip(ids, labels)]
+    return EncodedChat(ids, [IGNORE_INDEX if label == VIDEO_TOKEN_ID else label for label in labels])

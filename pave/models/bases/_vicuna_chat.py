@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from transformers import AutoTokenizer
+from transformers import PreTrainedTokenizerBase
 
-from pave.models.bases._qwen_chat import TAG, Encoded
-from pave.types import IGNORE, VIDEO, UserError
+from pave.models.base import EncodedChat, History, Labels
+from pave.models.bases._qwen_chat import TAG
+from pave.types import IGNORE_INDEX, VIDEO_TOKEN_ID, UserError
 
 # Quirk: the published code asks as a curious human, but trained as a curious user.
 SYSTEM = (
@@ -24,47 +24,53 @@ class Segment(NamedTuple):
     """A piece of a conversation."""
 
     text: str
-    learnt: bool
+    supervised: bool
 
 
-def segments(
-    question: str, history: Sequence[tuple[str, str]] = (), answer: str | None = None, opening: str = OPENING
-) -> list[Segment]:
-    """A conversation about one video, which stands before the first question; answer None leaves it open."""
+def segments(question: str, history: History = (), answer: str | None = None, opening: str = OPENING) -> list[Segment]:
+    """Pieces of a conversation about one video, which stands before the first question; no answer leaves it open."""
     pieces = [Segment(opening, False)]
-    for i, (asked, said) in enumerate([*history, (question, answer)]):
+    for i, (asked, reply) in enumerate([*history, (question, answer)]):
         pieces.append(Segment(f"{'USER: ' if i else ''}{asked} ASSISTANT:", False))
-        if said is not None:
-            pieces.append(Segment(f" {said}{END}", True))
+        if reply is not None:
+            pieces.append(Segment(f" {reply}{END}", True))
     return pieces
 
 
-def encode(tokenizer: Any, conversation: Sequence[Segment], whole: bool, tag: str = TAG) -> Encoded:
-    """Token ids and labels. `whole`: the tokenizer knows the tag; else what stands around it is tokenised by itself."""
-    text = "".join(piece.text for piece in conversation)
-    learnt = [piece.learnt for piece in conversation for _ in piece.text]
-    ids, labels = [tokenizer.bos_token_id], [IGNORE]
-    at = 0
-    for i, part in enumerate([text] if whole else text.split(tag)):
-        if i:
-            ids, labels, at = [*ids, VIDEO], [*labels, IGNORE], at + len(tag)
-        found = tokenizer(part, add_special_tokens=False, return_offsets_mapping=True)
-        ids += found.input_ids
-        # A token belongs where its last character stands; one that a tokenizer puts before all text has none.
-        ends = [max(end - 1, 0) for _, end in found.offset_mapping]
-        labels += [token if learnt[at + end] else IGNORE for token, end in zip(found.input_ids, ends)]
-        at += len(part)
-    known = tokenizer.convert_tokens_to_ids(tag) if whole else VIDEO
-    return Encoded([VIDEO if token == known else token for token in ids], labels)
-
-
-def tokenizer(folder: Path, tag: int | None = None) -> Any:
-    """The tokenizer of a folder, which pads with <unk> if with nothing else. UserError: `tag` is not the video."""
-    made = AutoTokenizer.from_pretrained(folder)
-    if tag is not None and made.convert_tokens_to_ids(TAG) != tag:
+def refuse_official_labels(labels: Labels) -> None:
+    """Raise UserError for the labels that the official code of PAVE has only for LLaVA-OneVision."""
+    if labels == "official":
         raise UserError(
-            f"{folder}: its tokenizer has no {TAG} of id {tag}, as config.json says; copy all tokenizer files"
+            "data.labels=official is for LLaVA-OneVision, on which the official code trained; set data.labels=answers"
         )
-    if made.pad_token_id is None:
-        made.pad_token = made.unk_token
-    return made
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase, conversation: Sequence[Segment], tag_is_token: bool, tag: str = TAG
+) -> EncodedChat:
+    """Encode a conversation as token ids and labels.
+
+    `tag_is_token`: the tokenizer knows the tag of the video; else the pieces around it are tokenised one by one.
+    """
+    text = "".join(segment.text for segment in conversation)
+    is_supervised = [segment.supervised for segment in conversation for _ in segment.text]
+
+    ids, labels = [tokenizer.bos_token_id], [IGNORE_INDEX]
+    start = 0
+    for i, piece in enumerate([text] if tag_is_token else text.split(tag)):
+        if i:
+            ids.append(VIDEO_TOKEN_ID)
+            labels.append(IGNORE_INDEX)
+            start += len(tag)
+        tokens = tokenizer(piece, add_special_tokens=False, return_offsets_mapping=True)
+        ids += tokens.input_ids
+        for token, (_, end) in zip(tokens.input_ids, tokens.offset_mapping):
+            # A token belongs where its last character stands; one that a tokenizer puts before all text has none.
+            last_character = start + max(end - 1, 0)
+            labels.append(token if is_supervised[last_character] else IGNORE_INDEX)
+        start += len(piece)
+
+    if tag_is_token:
+        tag_id = tokenizer.convert_tokens_to_ids(tag)
+        ids = [VIDEO_TOKEN_ID if token == tag_id else token for token in ids]
+    return EncodedChat(ids, labels)

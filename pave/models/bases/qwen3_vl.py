@@ -6,24 +6,24 @@ tokens of `encode`, which are as many times wider; patches change the tokens and
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
+from pave.models.base import EncodedChat, History, Labels
 from pave.models.bases import _qwen_chat, _qwen_vl
-from pave.models.bases._loading import Settings
-from pave.models.bases._qwen_vl import Pixels, QwenVL
-from pave.types import VIDEO, VideoTokens
+from pave.models.bases._qwen_vl import PixelSettings
+from pave.types import VIDEO_TOKEN_ID, VideoTokens
 
 START, END = "<|vision_start|>", "<|vision_end|>"
 SMALL = {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "deepstack_visual_indexes": [5, 11, 17]}
 LARGE = {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "deepstack_visual_indexes": [8, 16, 24]}
 
 
-def _published(hidden: int, mlp: int, layers: int, heads: int, tied: bool, tower: dict[str, Any]) -> dict[str, Any]:
+def _config(hidden: int, mlp: int, layers: int, heads: int, tied: bool, tower: dict[str, Any]) -> dict[str, Any]:
     text = {
         "hidden_size": hidden,
         "intermediate_size": mlp,
@@ -40,101 +40,91 @@ def _published(hidden: int, mlp: int, layers: int, heads: int, tied: bool, tower
 
 
 PUBLISHED = {
-    "Qwen/Qwen3-VL-2B-Instruct": _published(2048, 6144, 28, 16, True, SMALL),
-    "Qwen/Qwen3-VL-4B-Instruct": _published(2560, 9728, 36, 32, True, SMALL),
-    "Qwen/Qwen3-VL-8B-Instruct": _published(4096, 12288, 36, 32, False, LARGE),
+    "Qwen/Qwen3-VL-2B-Instruct": _config(2048, 6144, 28, 16, True, SMALL),
+    "Qwen/Qwen3-VL-4B-Instruct": _config(2560, 9728, 36, 32, True, SMALL),
+    "Qwen/Qwen3-VL-8B-Instruct": _config(4096, 12288, 36, 32, False, LARGE),
 }
 
 
-def choose(n: int, fps: float) -> np.ndarray:
-    """int64[T], the frames that the published processor takes of n: evenly spaced from the first to the last."""
-    return np.linspace(0, n - 1, int(_qwen_vl.two_a_second(n, fps))).round().astype(np.int64)
+class Base(_qwen_vl.QwenVL):
+    """Qwen3-VL: rows stand apart, each after its time; features of inner layers go with the tokens."""
 
+    model_type = "qwen3_vl"
+    expected = "a Qwen3-VL checkpoint"
+    model_class = Qwen3VLForConditionalGeneration
+    config_class = Qwen3VLConfig
+    published = PUBLISHED
+    default_pixels = PixelSettings(4096, 25_165_824, (0.5,) * 3, (0.5,) * 3)
 
-class Qwen3VL(QwenVL):
-    """Rows stand apart, each after its time; deeper features go with the tokens."""
+    def __init__(
+        self, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, pixel_settings: PixelSettings
+    ) -> None:
+        super().__init__(hf, tokenizer, pixel_settings)
+        self.llm.register_forward_pre_hook(_unpack_deep_stack, with_kwargs=True)
 
-    choose = staticmethod(choose)
+    @staticmethod
+    def sample_frames(n: int, fps: float) -> np.ndarray:
+        """Choose int64[T] of n frames as the published processor: evenly spaced from the first to the last."""
+        return np.linspace(0, n - 1, int(_qwen_vl.published_frame_count(n, fps))).round().astype(np.int64)
 
-    def __init__(self, hf: Any, tokenizer: Any, pixels: Pixels) -> None:
-        super().__init__(hf, tokenizer, pixels)
-        self.lm.register_forward_pre_hook(_unpack, with_kwargs=True)
+    def frame_size(self, frames: int, height: int, width: int) -> tuple[int, int]:
+        """Height and width of each frame, so that all frames together have as many pixels as set."""
+        multiple = self.patch_size * self.merge_size
+        grow = max(1.0, multiple / min(height, width))
+        limits = self.pixel_settings.min_pixels / frames, self.pixel_settings.max_pixels / frames
+        return _qwen_vl.fit_size(int(height * grow), int(width * grow), multiple, *limits)
 
-    def size(self, frames: int, high: int, wide: int) -> tuple[int, int]:
-        """Height and width to which pictures are brought, so that all frames together have as many pixels as set."""
-        unit = self.patch * self.merge
-        grow = max(1.0, unit / min(high, wide))
-        limits = (limit / frames for limit in (self.pixels.least, self.pixels.most))
-        return _qwen_vl.fit(int(high * grow), int(wide * grow), unit, *limits)
+    def encode(self, pixels: Tensor, prompt_ids: Tensor | None = None) -> VideoTokens:
+        """Encode float[B,t,2*3,h,w] into query float[B,t,S,D] and embeds float[B,t,S,D*(1+n)].
 
-    def encode(self, pixels: Tensor) -> VideoTokens:
-        """float[B,t,2*3,h,w] -> query float[B,t,S,D], embeds float[B,t,S,D*(1+n)]: tokens, n features behind them."""
-        seen = self._see(pixels)
-        embeds = torch.cat([seen.pooler_output, *seen.deepstack_features], -1).view(*pixels.shape[:2], -1, self._wide)
+        Embeds are the tokens with n features of inner layers behind them.
+        """
+        tower = self.run_tower(pixels)
+        features = torch.cat([tower.pooler_output, *tower.deepstack_features], -1)
+        # Not -1: a skeleton gives no number of tokens.
+        width = self.embed_dim * (1 + len(tower.deepstack_features))
+        embeds = features.view(*pixels.shape[:2], -1, width)
         return VideoTokens(embeds[..., : self.embed_dim], embeds)
 
-    @property
-    def _wide(self) -> int:
-        return self.embed_dim * (1 + len(self.hf.config.vision_config.deepstack_visual_indexes))
+    def tokens_in_block(self, grid: tuple[int, int, int]) -> int:
+        """Count the visual tokens that follow each other without text between them: those of a row."""
+        return grid[1] * grid[2] // self.merge_size**2
 
-    def block(self, grid: tuple[int, int, int]) -> int:
-        """Visual tokens that follow each other without text between them: a row's."""
-        return grid[1] * grid[2] // self.merge**2
-
-    def video_ids(self, frames: int, size: tuple[int, ...], seconds: Tensor | None) -> list[int]:
-        """What stands for a video of so many rows among token ids: of each row its time, and VIDEO for each token."""
+    def visual_token_ids(self, frames: int, size: tuple[int, ...], seconds: Tensor | None) -> list[int]:
+        """Token ids of a video of so many rows: of each row its time, and VIDEO_TOKEN_ID for each token."""
         assert seconds is not None, "time stamps need times"
-        there = [VIDEO] * self.visual_tokens(1, size)
+        row = [VIDEO_TOKEN_ID] * self.num_visual_tokens(1, size)
         start, end = self.tokenizer.convert_tokens_to_ids([START, END])
-        # One token after another: a tokenizer takes what stands between special tokens by itself.
+        # Stamp by stamp: a tokenizer takes what stands between special tokens by itself.
         stamps = self.tokenizer([f"<{time:.1f} seconds>" for time in seconds.tolist()], add_special_tokens=False)
-        return [token for stamp in stamps.input_ids for token in (*stamp, start, *there, end)]
+
+        ids: list[int] = []
+        for stamp in stamps.input_ids:
+            ids += [*stamp, start, *row, end]
+        return ids
 
     def chat(
-        self,
-        question: str,
-        history: tuple[tuple[str, str], ...] = (),
-        answer: str | None = None,
-        mask: Literal["answers", "official"] = "answers",
-    ) -> _qwen_chat.Encoded:
-        """Ids and labels of a conversation about one video; no answer leaves it open for generation."""
-        return _qwen_chat.encode(
-            self.tokenizer, _qwen_chat.turns(question, history, answer, _qwen_chat.TAG), mask, system=None
-        )
+        self, question: str, history: History = (), answer: str | None = None, labels: Labels = "answers"
+    ) -> EncodedChat:
+        """Encode a conversation by Qwen2's template, without a system text."""
+        conversation = _qwen_chat.turns(question, history, answer, _qwen_chat.TAG)
+        return _qwen_chat.encode(self.tokenizer, conversation, labels, system=None)
 
 
-def _unpack(lm: Any, args: Any, given: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
-    """What stands behind the tokens goes to the LLM's layers; text has zeros there, which add nothing."""
-    embeds = given.get("inputs_embeds")
-    width = lm.config.hidden_size
+def _unpack_deep_stack(
+    llm: PreTrainedModel, arguments: tuple[Any, ...], keywords: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Give what stands behind the tokens to the LLM's layers; text has zeros there, which add nothing."""
+    embeds = keywords.get("inputs_embeds")
+    width = llm.config.hidden_size
     if embeds is None or embeds.shape[-1] == width:
         return None
-    tokens, *deeper = embeds.split(width, -1)
+
+    tokens, *features = embeds.split(width, -1)
     everywhere = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
-    deeper = [features.flatten(0, 1) for features in deeper]
-    return args, {
-        **given,
+    return arguments, {
+        **keywords,
         "inputs_embeds": tokens.contiguous(),
         "visual_pos_masks": everywhere,
-        "deepstack_visual_embeds": deeper,
+        "deepstack_visual_embeds": [x.flatten(0, 1) for x in features],
     }
-
-
-KIND = _qwen_vl.Kind(
-    "qwen3_vl",
-    "a Qwen3-VL checkpoint",
-    Qwen3VLForConditionalGeneration,
-    Qwen3VLConfig,
-    Qwen3VL,
-    PUBLISHED,
-    Pixels(4096, 25_165_824, (0.5,) * 3, (0.5,) * 3),
-)
-
-
-def load(path: str, how: Settings = Settings(), weights: bool = True) -> QwenVL:
-    """A base from a folder or a hub name. The embedding is never cut: no released patch expects it.
-
-    Without `weights` it is a skeleton on the meta device; the published names then need no files at all. Raises
-    UserError for settings it does not have, and naming missing, extra, misshapen tensors.
-    """
-    return _qwen_vl.load(KIND, path, how, weights)

@@ -5,40 +5,36 @@ The port lost that attention when it was made: two bases with the same LLM. conf
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from transformers import (
+    CLIPVisionModel,
     LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
     VideoLlavaConfig,
     VideoLlavaForConditionalGeneration,
 )
 
-from pave.models.bases import _loading, _vicuna_chat
-from pave.models.bases._loading import Settings
-from pave.models.encoders import _state_dict, languagebind_video
+from pave.models import base
+from pave.models.base import EncodedChat, History, Labels, LoadSettings
+from pave.models.bases import _loading, _pixels, _qwen_chat, _vicuna_chat
+from pave.models.encoders import languagebind_video
 from pave.types import UserError, VideoTokens
 from pave.utils import hub_download
+from pave.utils.json_files import read_json
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 PORT, ORIGINAL = "LanguageBind/Video-LLaVA-7B-hf", "LanguageBind/Video-LLaVA-7B"
 """Published names, whose shapes are known without files."""
-WHAT = "a Video-LLaVA checkpoint, the published one or the port for transformers"
-VICUNA = {
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 32,
-    "vocab_size": 32000,
-    "rms_norm_eps": 1e-5,
-    "max_position_embeddings": 4096,
-    "tie_word_embeddings": False,
-}
-TEXT_KEYS = (*VICUNA, "rope_theta", "hidden_act", "bos_token_id", "eos_token_id", "pad_token_id")
+EXPECTED = "a Video-LLaVA checkpoint, the published one or the port for transformers"
 VISION = {
     "hidden_size": 1024,
     "intermediate_size": 4096,
@@ -48,26 +44,27 @@ VISION = {
     "image_size": 224,
 }
 """CLIP ViT-L/14, of both towers."""
-PROJECTOR = "model.mm_projector."
-NOT_QUANTIZED = ["video_tower", "image_tower", "multi_modal_projector", "lm_head"]
+PROJECTOR_PREFIX = "model.mm_projector."
+UNQUANTIZED = ("video_tower", "image_tower", "multi_modal_projector", "lm_head")
 
 
 class Vicuna(LlamaForCausalLM):
-    """The LLM of a published checkpoint; the image tower is never read, the rest not here."""
+    """The LLM of a published checkpoint; the image tower is never read, the other parts are not here."""
 
     _keys_to_ignore_on_load_unexpected = (r"^model\.(video_tower|image_tower|mm_projector)\.",)
 
 
-class Frames(nn.Module):
+class FrameTower(nn.Module):
     """The port's tower, CLIP on each frame alone: float[N,F,3,S,S] -> float[N,F,1+P,W], a class token first."""
 
     frames = 1
 
-    def __init__(self, hf: Any, layer: int) -> None:
+    def __init__(self, hf: CLIPVisionModel, layer: int) -> None:
         super().__init__()
-        self.hf, self.layer = hf, layer
-        self.reads: int = range(1 + hf.config.num_hidden_layers)[layer]
-        """How many of its layers are needed."""
+        self.hf = hf
+        self.layer = layer
+        self.num_read_layers: int = range(1 + hf.config.num_hidden_layers)[layer]
+        """Of the tower's layers, the first so many; what follows them is never read."""
         self.image_size: int = hf.config.image_size
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -75,159 +72,156 @@ class Frames(nn.Module):
         return states[self.layer].unflatten(0, pixels.shape[:2])
 
 
-class VideoLlava(nn.Module):
-    """encode, layout and lm; `hf` is the LLM alone, whichever class it came in."""
+class Base(base.Base):
+    """Video-LLaVA; `hf` is the LLM alone, in the class of transformers that it came in."""
 
-    lora_targets = r"model\.(language_model\.)?layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
+    lora_targets = rf"model\.(language_model\.)?{base.LLM_PROJECTIONS}"
 
-    vision_tower: Any
-
-    def __init__(self, hf: Any, tower: nn.Module, projector: nn.Module, tokenizer: Any) -> None:
-        super().__init__()
-        self.hf, self.tokenizer = hf, tokenizer
-        self.vision_tower, self.multi_modal_projector = tower, projector
-        first, *_, last = (layer for layer in projector.modules() if isinstance(layer, nn.Linear))
-        self.query_dim, self.embed_dim = first.in_features, last.out_features
-        self.is_port = isinstance(tower, Frames)
-        unread = range(tower.reads, tower.hf.config.num_hidden_layers) if isinstance(tower, Frames) else ()
-        layers = "|".join(map(str, unread))
-        self.rests = rf"vision_tower\.hf\.(vision_model\.)?(post_layernorm|encoder\.layers\.({layers}))\..*"
-        """What no visual token comes from, and so never learns."""
-        self.unit: int = self.vision_tower.frames
-        """The number of frames is a multiple of it."""
+    def __init__(
+        self,
+        hf: PreTrainedModel,
+        tower: FrameTower | languagebind_video.Tower,
+        projector: nn.Module,
+        tokenizer: PreTrainedTokenizerBase | None,
+    ) -> None:
+        linears = [layer for layer in projector.modules() if isinstance(layer, nn.Linear)]
+        super().__init__(tokenizer, linears[0].in_features, linears[-1].out_features)
+        self.hf = hf
+        self.vision_tower = tower
+        self.multi_modal_projector = projector
+        self.frame_multiple = tower.frames
 
     @property
-    def lm(self) -> nn.Module:
-        """The Llama layers."""
-        return self.hf.get_decoder()
+    def is_port(self) -> bool:
+        """Whether it came from the port for transformers."""
+        return isinstance(self.vision_tower, FrameTower)
 
     @property
-    def head(self) -> nn.Module:
-        """hidden states -> vocabulary logits."""
-        return self.hf.get_output_embeddings()
+    def untrainable(self) -> str:
+        """The layers of the port's tower that are never read."""
+        tower, layers = self.vision_tower, ""
+        if isinstance(tower, FrameTower):
+            layers = "|".join(map(str, range(tower.num_read_layers, tower.hf.config.num_hidden_layers)))
+        return rf"vision_tower\.hf\.(vision_model\.)?(post_layernorm|encoder\.layers\.({layers}))\..*"
 
     def preprocess(self, frames: np.ndarray) -> Tensor:
-        """uint8[T,H,W,3] -> float[T,3,S,S]: short side scaled, the middle, CLIP's normalisation; as each was fed."""
-        pixels = port_pixels if self.is_port else languagebind_video.pixels
-        return torch.stack([pixels(frame, self.vision_tower.image_size) for frame in frames])
+        """Make float[T,3,S,S] of uint8[T,H,W,3]: short side scaled, the middle, CLIP's normalisation.
 
-    def encode(self, pixels: Tensor) -> VideoTokens:
-        """float[B,T,3,S,S] -> query float[B,T,1+P,Q], embeds float[B,T,1+P,D]; the class tokens are among them."""
+        The published code and the port resize and round differently; each tower gets what it was trained with.
+        """
+        size = self.vision_tower.image_size
+        if self.is_port:
+            cropped = [crop_middle(frame, size) for frame in frames]
+            return _pixels.normalize(cropped, languagebind_video.MEAN, languagebind_video.STD)
+        return torch.stack([languagebind_video.pixels(frame, size) for frame in frames])
+
+    def encode(self, pixels: Tensor, prompt_ids: Tensor | None = None) -> VideoTokens:
+        """Encode float[B,T,3,S,S] into query float[B,T,1+P,Q] and embeds float[B,T,1+P,D], class tokens first."""
         weight = next(self.vision_tower.parameters())
-        units = pixels.to(weight.dtype).flatten(0, 1).unflatten(0, (-1, self.unit))
-        query = self.vision_tower(units).flatten(0, 1).unflatten(0, pixels.shape[:2])
+        groups = pixels.to(weight.dtype).flatten(0, 1).unflatten(0, (-1, self.frame_multiple))
+        query = self.vision_tower(groups).flatten(0, 1).unflatten(0, pixels.shape[:2])
         return VideoTokens(query, self.multi_modal_projector(query))
 
-    def layout(self, embeds: Tensor) -> Tensor:
-        """float[B,T,S,D] -> float[B,T*S,D]; no newlines."""
-        return embeds.flatten(1, 2)
-
-    def visual_tokens(self, frames: int, size: tuple[int, ...] = ()) -> int:
-        """N of a video of so many frames. UserError: more than the LLM reads, or frames that the tower cannot group."""
-        unit, room = self.unit, self.hf.config.get_text_config().max_position_embeddings
-        if frames % unit:
-            raise UserError(f"base.frames={frames}: this tower sees {unit} frames at once; set base.frames={unit}")
-        tokens = frames * self._per_frame
-        if tokens > room:
+    def num_visual_tokens(self, frames: int, size: tuple[int, ...] = ()) -> int:
+        """N for so many frames. Raises UserError for more than the LLM reads, or frames that the tower cannot group."""
+        multiple = self.frame_multiple
+        if frames % multiple:
             raise UserError(
-                f"base.frames={frames}: {tokens} visual tokens, the LLM has {room} places; set base.frames=8"
+                f"base.frames={frames}: this tower sees {multiple} frames at once; set base.frames={multiple}"
             )
+        clip = self.vision_tower.hf if isinstance(self.vision_tower, FrameTower) else self.vision_tower
+        tokens = frames * clip.embeddings.position_embedding.num_embeddings
+        _loading.check_room(tokens, self.hf, "set base.frames=8")
         return tokens
 
-    @property
-    def _per_frame(self) -> int:
-        hf = self.vision_tower.hf if self.is_port else self.vision_tower
-        return hf.embeddings.position_embedding.num_embeddings
-
     def chat(
-        self,
-        question: str,
-        history: tuple[tuple[str, str], ...] = (),
-        answer: str | None = None,
-        mask: Literal["answers", "official"] = "answers",
-    ) -> _vicuna_chat.Encoded:
-        """Ids and labels of a conversation about one video; no answer leaves it open for generation."""
-        if mask == "official":
+        self, question: str, history: History = (), answer: str | None = None, labels: Labels = "answers"
+    ) -> EncodedChat:
+        """Encode a conversation by Vicuna's template. Raises UserError for official labels."""
+        _vicuna_chat.refuse_official_labels(labels)
+        conversation = _vicuna_chat.segments(question, history, answer)
+        # The port's processor tokenises the whole text, the published code the pieces around the video.
+        return _vicuna_chat.encode(self.tokenizer, conversation, tag_is_token=self.is_port)
+
+    @classmethod
+    def load(cls, path: str, settings: LoadSettings = LoadSettings(), weights: bool = True) -> Self:
+        """Load a base from a folder or a hub name, in either layout."""
+        _loading.refuse_settings(cls, path, settings)
+        if not weights and path == PORT:
+            text = {**_loading.VICUNA, "vocab_size": 32064, "model_type": "llama"}
+            return cls._port_skeleton(VideoLlavaConfig(text_config=text))
+        if not weights and path == ORIGINAL:
+            return cls._original_skeleton(LlamaConfig(**_loading.VICUNA), VISION)
+
+        folder = hub_download.folder(path, EXPECTED, ["*.json", "*.safetensors", "*.bin", "*.model"])
+        config_json = read_json(folder / "config.json", EXPECTED)
+        arguments = _loading.pretrained_arguments(settings, UNQUANTIZED)
+        if config_json.get("model_type") == "video_llava":
+            if not weights:
+                return cls._port_skeleton(VideoLlavaConfig.from_pretrained(folder))
+            port = _loading.load_pretrained(VideoLlavaForConditionalGeneration, folder, EXPECTED, **arguments)
+            return cls.of_port(port, _port_tokenizer(folder, port.config.video_token_id)).eval()
+
+        if "mm_video_tower" not in config_json:
             raise UserError(
-                "data.labels=official is for LLaVA-OneVision, on which the release trained; set data.labels=answers"
+                f"{folder / 'config.json'}: has no mm_video_tower and model_type {config_json.get('model_type')}; "
+                f"expected {EXPECTED}"
             )
-        # The port's processor tokenises the text whole, the published code the pieces around the video.
-        return _vicuna_chat.encode(self.tokenizer, _vicuna_chat.segments(question, history, answer), whole=self.is_port)
-
-
-def port_pixels(picture: np.ndarray, size: int) -> Tensor:
-    """uint8[H,W,3] -> float[3,size,size] as CLIP's processor in transformers: PIL bicubic, the middle, normalised."""
-    height, width = picture.shape[:2]
-    scaled = (size, int(size * height / width)) if width < height else (int(size * width / height), size)
-    left, top = ((long - size) // 2 for long in scaled)
-    resized = Image.fromarray(picture).resize(scaled, Image.Resampling.BICUBIC)
-    x = torch.from_numpy(np.array(resized)[top : top + size, left : left + size]).permute(2, 0, 1).float() / 255
-    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (languagebind_video.MEAN, languagebind_video.STD))
-    return (x - mean) / std
-
-
-def load(path: str, how: Settings = Settings(), weights: bool = True) -> VideoLlava:
-    """A base from a folder or a hub name, in either layout. The embedding is never cut: no released patch expects it.
-
-    Without `weights` it is a skeleton on the meta device; the published names then need no files at all. Raises
-    UserError for settings it does not have, and naming missing, extra, misshapen tensors.
-    """
-    _loading.refuse(path, "video_llava", how)
-    if not weights and path == PORT:
-        return _port_skeleton(VideoLlavaConfig(text_config={**VICUNA, "vocab_size": 32064, "model_type": "llama"}))
-    if not weights and path == ORIGINAL:
-        return _original_skeleton(LlamaConfig(**VICUNA), VISION)
-    folder = hub_download.folder(path, WHAT, ["*.json", "*.safetensors", "*.bin", "*.model"])
-    raw = _loading.config(folder, WHAT)
-    if raw.get("model_type") == "video_llava":
+        config = _loading.vicuna_config(config_json)
         if not weights:
-            return _port_skeleton(VideoLlavaConfig.from_pretrained(folder))
-        hf = _loading.pretrained(VideoLlavaForConditionalGeneration, folder, WHAT, **how.given(NOT_QUANTIZED))
-        return _of_port(hf, _vicuna_chat.tokenizer(folder, hf.config.video_token_id))
-    if "mm_video_tower" not in raw:
+            return cls._original_skeleton(config, {**VISION, **config_json.get("vision_config", {})})
+        hf = _loading.load_pretrained(Vicuna, folder, EXPECTED, config=config, **arguments)
+        tower = languagebind_video.load(folder)
+        widths = tower.pre_layrnorm.weight.shape[0], config.hidden_size
+        projector = _loading.load_projector(folder, EXPECTED, [PROJECTOR_PREFIX], *widths)
+        tokenizer = _loading.load_tokenizer(folder)
+        return cls(hf, tower.to(settings.dtype), projector.to(settings.dtype), tokenizer).eval()
+
+    @classmethod
+    def of_port(cls, port: VideoLlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase | None) -> Self:
+        """Take the tower and the projector out of the port; its image tower goes."""
+        tower = FrameTower(port.model.video_tower, port.config.vision_feature_layer)
+        projector = port.model.multi_modal_projector
+        port.model.video_tower = port.model.image_tower = port.model.multi_modal_projector = None
+        return cls(port, tower, projector, tokenizer)
+
+    @classmethod
+    def _port_skeleton(cls, config: VideoLlavaConfig) -> Self:
+        with torch.device("meta"):
+            return cls.of_port(VideoLlavaForConditionalGeneration(config), None)
+
+    @classmethod
+    def _original_skeleton(cls, config: LlamaConfig, vision: dict[str, Any]) -> Self:
+        width = vision["hidden_size"]
+        with torch.device("meta"):
+            tower = languagebind_video.Tower(
+                width,
+                vision["intermediate_size"],
+                vision["num_hidden_layers"],
+                vision["num_attention_heads"],
+                vision["patch_size"],
+                vision["image_size"] // vision["patch_size"],
+            )
+            return cls(Vicuna(config), tower, _loading.build_projector(width, config.hidden_size), None)
+
+
+def crop_middle(frame: np.ndarray, size: int) -> np.ndarray:
+    """Make uint8[size,size,3] of uint8[H,W,3] as CLIP's processor in transformers: short side resized, the middle."""
+    height, width = frame.shape[:2]
+    if width < height:
+        high, wide = int(size * height / width), size
+    else:
+        high, wide = size, int(size * width / height)
+    top, left = (high - size) // 2, (wide - size) // 2
+    return _pixels.resize(frame, high, wide)[top : top + size, left : left + size]
+
+
+def _port_tokenizer(folder: Path, video_token_id: int) -> PreTrainedTokenizerBase:
+    """Raises UserError where the tokenizer has another id for a video than config.json."""
+    tokenizer = _loading.load_tokenizer(folder)
+    if tokenizer.convert_tokens_to_ids(_qwen_chat.TAG) != video_token_id:
         raise UserError(
-            f"{folder / 'config.json'}: has no mm_video_tower and model_type {raw.get('model_type')}; expected {WHAT}"
+            f"{folder}: its tokenizer has no {_qwen_chat.TAG} of id {video_token_id}, as config.json says; "
+            "copy all tokenizer files"
         )
-    config = LlamaConfig(**{key: raw[key] for key in TEXT_KEYS if key in raw})
-    if not weights:
-        return _original_skeleton(config, {**VISION, **raw.get("vision_config", {})})
-    hf = _loading.pretrained(Vicuna, folder, WHAT, config=config, **how.given(NOT_QUANTIZED))
-    tower = languagebind_video.load(folder)
-    projector = _projector(tower.pre_layrnorm.weight.shape[0], config.hidden_size)
-    state = _state_dict.select(
-        folder, lambda name: name.removeprefix(PROJECTOR) if name.startswith(PROJECTOR) else None
-    )
-    _state_dict.check(folder, WHAT, state, projector.state_dict())
-    projector.load_state_dict(state, assign=True)
-    return VideoLlava(hf, tower.to(how.dtype), projector.to(how.dtype), _vicuna_chat.tokenizer(folder)).eval()
-
-
-def _of_port(hf: VideoLlavaForConditionalGeneration, tokenizer: Any) -> VideoLlava:
-    """Its parts; the image tower goes."""
-    inside = hf.model
-    tower, projector = Frames(inside.video_tower, hf.config.vision_feature_layer), inside.multi_modal_projector
-    inside.video_tower = inside.image_tower = inside.multi_modal_projector = None
-    return VideoLlava(hf, tower, projector, tokenizer).eval()
-
-
-def _projector(width: int, out: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(width, out), nn.GELU(), nn.Linear(out, out))
-
-
-def _port_skeleton(config: VideoLlavaConfig) -> VideoLlava:
-    with torch.device("meta"):
-        return _of_port(VideoLlavaForConditionalGeneration(config), None)
-
-
-def _original_skeleton(config: LlamaConfig, vision: dict[str, Any]) -> VideoLlava:
-    width, edge = vision["hidden_size"], vision["image_size"] // vision["patch_size"]
-    with torch.device("meta"):
-        tower = languagebind_video.Tower(
-            width,
-            vision["intermediate_size"],
-            vision["num_hidden_layers"],
-            vision["num_attention_heads"],
-            vision["patch_size"],
-            edge,
-        )
-        return VideoLlava(Vicuna(config), tower, _projector(width, config.hidden_size), None)
+    return tokenizer
