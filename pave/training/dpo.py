@@ -65,7 +65,7 @@ class PreferenceDataset(QuestionDataset):
         return side.load
 
 
-def collate(pairs: Sequence[PreferencePair], pad_id: int, widths: Mapping[str, int] | None = None) -> dict[str, Any]:
+def collate(pairs: Sequence[PreferencePair], pad_id: int, side_dims: Mapping[str, int] | None = None) -> dict[str, Any]:
     """Batch all chosen, then all rejected answers for PatchedModel.forward; `reference` float[2N] is for the loss."""
     chosen = [pair.chosen for pair in pairs]
     rejected = [pair.rejected for pair in pairs]
@@ -74,13 +74,13 @@ def collate(pairs: Sequence[PreferencePair], pad_id: int, widths: Mapping[str, i
     if all(pair.chosen.prompt_ids == pair.rejected.prompt_ids for pair in pairs):
         rejected = [sample._replace(pixels=None) for sample in rejected]
 
-    batch = batches.collate(chosen + rejected, pad_id, widths=widths)
+    batch = batches.collate(chosen + rejected, pad_id, side_dims=side_dims)
     batch["reference"] = torch.stack([pair.reference for pair in pairs], dim=1).flatten()
     return batch
 
 
 def answer_logps(logits: Tensor, labels: Tensor) -> Tensor:
-    """Sum the log-probabilities of each row's label tokens: float[n,V] of PatchedModel.forward, int[B,L] -> float[B]."""
+    """Sum the log-probabilities of each row's label tokens: logits float[n,V], labels int[B,L] -> float[B]."""
     is_label = labels[:, 1:] != IGNORE_INDEX
     token_logps = -F.cross_entropy(logits.float(), labels[:, 1:][is_label], reduction="none")
     row_of_token = is_label.nonzero()[:, 0]

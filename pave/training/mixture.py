@@ -1,11 +1,9 @@
-"""Joint training: the tasks of a run, and which questions an epoch holds, in which order."""
+"""Joint training on several tasks: their configs, their shares of an epoch, and the order of the questions."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import torch
 from torch.utils.data import Sampler
@@ -13,48 +11,41 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from pave.config import Config
-from pave.data.dataset import Questions
-from pave.types import UserError
+from pave.data.dataset import QuestionDataset
 
 
-def tasks(config: Config) -> dict[str, Config]:
-    """Every task of a run by name, as a config with this task alone."""
+def task_configs(config: Config) -> dict[str, Config]:
+    """Split the config of a run into one config per task, by name."""
     if not config.data.mixture:
         return {config.data.task: config}
-    return {
-        name: dataclasses.replace(
-            config,
-            data=dataclasses.replace(
-                config.data, task=entry.task or name, root=entry.root or config.data.root, sides=entry.sides, mixture={}
-            ),
-        )
-        for name, entry in config.data.mixture.items()
-    }
+
+    configs = {}
+    for name, entry in config.data.mixture.items():
+        root = entry.root or config.data.root
+        data = dataclasses.replace(config.data, task=entry.task or name, root=root, sides=entry.sides, mixture={})
+        configs[name] = dataclasses.replace(config, data=data)
+    return configs
 
 
-def shares(config: Config, sizes: Sequence[int]) -> list[int]:
-    """How many questions of each task make an epoch, in sum as many as there are.
+def questions_per_epoch(config: Config, sizes: Sequence[int]) -> list[int]:
+    """Count the questions that each task gives to an epoch; their sum is that of `sizes`."""
+    weights = [entry.weight for entry in config.data.mixture.values()] or [1.0]
+    exponent = 1 / config.data.temperature
+    shares = [weight * size**exponent for weight, size in zip(weights, sizes)]
+    exact_counts = [sum(sizes) * share / sum(shares) for share in shares]
+    counts = [int(count) for count in exact_counts]
 
-    Raises UserError for a weight or a temperature that is not above zero.
-    """
-    weights = {f"data.mixture.{name}.weight": entry.weight for name, entry in config.data.mixture.items()}
-    for name, value in {"data.temperature": config.data.temperature, **weights}.items():
-        if not 0 < value < math.inf:
-            raise UserError(f"{name}={value}: expected a number above 0")
-    parts = [w * n ** (1 / config.data.temperature) for w, n in zip(weights.values() or [1.0], sizes)]
-    exact = [sum(sizes) * part / sum(parts) for part in parts]
-    counts = [int(x) for x in exact]
-    # What rounding down left goes to those that lost most by it.
-    losers = sorted(range(len(exact)), key=lambda i: counts[i] - exact[i])
-    for i in losers[: sum(sizes) - sum(counts)]:
+    # Rounding down leaves some questions over: they go to the tasks that lost the largest fractions.
+    by_loss = sorted(range(len(counts)), key=lambda i: counts[i] - exact_counts[i])
+    for i in by_loss[: sum(sizes) - sum(counts)]:
         counts[i] += 1
     return counts
 
 
-class Order(Sampler[int]):
-    """The questions of an epoch in their order, of seed and epoch alone: the same on all ranks and after a resume.
+class MixtureSampler(Sampler[int]):
+    """The order of an epoch's questions. It depends on seed and epoch alone, so ranks and resumed runs agree on it.
 
-    None comes twice before all of its task came once. `lengths` asks for questions of like length side by side.
+    No question comes twice before all questions of its task came once.
     """
 
     def __init__(
@@ -64,47 +55,50 @@ class Order(Sampler[int]):
         seed: int,
         epoch: Callable[[], int],
         lengths: Sequence[int] | None = None,
-        group: int = 1,
+        group_size: int = 1,
     ) -> None:
-        """`sizes` of the tasks, which follow one another; `counts` to draw from each; `group` is a step's questions."""
+        """`sizes` of the concatenated task data sets, and `counts` of questions to draw from each.
+
+        With `lengths`, one for each question, questions of similar length come together in groups of `group_size`.
+        """
         self.sizes, self.counts, self.seed, self.epoch = sizes, counts, seed, epoch
-        self.lengths, self.group = lengths, group
+        self.lengths, self.group_size = lengths, group_size
 
     def __len__(self) -> int:
         return sum(self.counts)
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch())
-        chosen = self._draw(generator)
+        drawn = self._draw(generator)
         if self.lengths is None:
-            order = torch.randperm(len(chosen), generator=generator).tolist()
+            order = torch.randperm(len(drawn), generator=generator).tolist()
         else:
-            lengths = [self.lengths[i] for i in chosen]
-            order = get_length_grouped_indices(lengths, self.group, generator=generator)
-        return iter([chosen[i] for i in order])
+            lengths = [self.lengths[i] for i in drawn]
+            order = get_length_grouped_indices(lengths, self.group_size, generator=generator)
+        return iter([drawn[i] for i in order])
 
     def _draw(self, generator: torch.Generator) -> list[int]:
-        """Each task's questions as often as its count has room for all, then a random part of them."""
-        chosen: list[int] = []
+        """Repeat all questions of each task as often as its count allows, and fill up with random ones."""
+        drawn: list[int] = []
         first = 0
         for size, count in zip(self.sizes, self.counts):
-            times, rest = divmod(count, size)
-            chosen += times * list(range(first, first + size))
-            if rest:
-                chosen += (torch.randperm(size, generator=generator)[:rest] + first).tolist()
+            repeats, remainder = divmod(count, size)
+            drawn += repeats * list(range(first, first + size))
+            if remainder:
+                drawn += (torch.randperm(size, generator=generator)[:remainder] + first).tolist()
             first += size
-        return chosen
+        return drawn
 
 
-class Epochs(TrainerCallback):
-    """Tells the data which epoch it is, before the epoch's workers start."""
+class EpochCallback(TrainerCallback):
+    """Tell the data sets the epoch before its data workers start: what a side draws at random depends on it."""
 
-    def __init__(self, parts: Sequence[Questions]) -> None:
-        self.parts = parts
+    def __init__(self, task_datasets: Sequence[QuestionDataset]) -> None:
+        self.task_datasets = task_datasets
 
     def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        """Every epoch, the first one after a resume too."""
-        for part in self.parts:
-            part.epoch = int(state.epoch or 0)
+        """Runs in the first epoch after a resume, too."""
+        for dataset in self.task_datasets:
+            dataset.epoch = int(state.epoch or 0)

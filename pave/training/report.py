@@ -19,21 +19,32 @@ from pave import __version__
 from pave.config import Config, dump
 from pave.types import UserError
 from pave.utils import html
-from pave.utils.atomic import atomic_file
+from pave.utils.atomic import write_text
+from pave.utils.json_files import read_json, read_json_value
 
-LOG, FACTS, PAGE = "log.json", "run.json", "report.html"
-APART = {"step", "seconds"}
+LOG_FILE, RUN_FILE, PAGE_FILE = "log.json", "run.json", "report.html"
+NOT_CHARTED = {"step", "seconds"}
 """Logged, but no measure of the training."""
 PACKAGES = ("torch", "transformers", "peft", "accelerate")
-Record = Mapping[str, Any]
+WRITTEN_BY = "what `pave train` wrote"
+"""What a file of a run is expected to be."""
+RENAMED_METRICS = {
+    "(.+)/loudness": r"\1/relative_magnitude",
+    "preference/right": "preference/accuracy",
+    "lesson/(.+)": r"distillation_head/\1",
+}
+"""Patterns of the names of metrics in logs of version 0.1, and their present names."""
+Record = Mapping[str, float]
 """What was logged at one step, by name."""
+Points = list[tuple[float, float]]
+"""(step, value) of one curve."""
 
 
 class Chart(NamedTuple):
-    """Curves of one kind: all logged names that fit a pattern, whose group, if any, says whose it is."""
+    """A chart of all metrics whose name matches a pattern; its group, if any, is the name of the curve."""
 
     title: str
-    names: str
+    pattern: str
     text: str
     log: bool = False
     noisy: bool = True
@@ -52,8 +63,8 @@ CHARTS = (
         "Update norm", "(.+)/update_norm", "Length of a step over the length of the weights that it changes.", log=True
     ),
     Chart(
-        "Loudness of the patch",
-        "(.+)/loudness",
+        "Relative magnitude of the patch",
+        "(.+)/relative_magnitude",
         "What a patch adds over the visual tokens as the LLM gets them (root mean squares). It starts at zero.",
         noisy=False,
     ),
@@ -64,13 +75,14 @@ CHARTS = (
 )
 
 
-def facts(config: Config, settings: Mapping[str, Any], parameters: str, hardware: str) -> dict[str, Any]:
-    """What a run is, for its page; `parameters` is the table of train.describe."""
+def run_facts(config: Config, settings: Mapping[str, object], parameters: str, hardware: str) -> dict[str, object]:
+    """Describe a run for its page; `parameters` is the table of trainable.describe."""
+    versions = [f"pave {__version__}", *(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)]
     return {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "hardware": hardware,
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-        "versions": ", ".join([f"pave {__version__}", *(f"{p} {importlib.metadata.version(p)}" for p in PACKAGES)]),
+        "versions": ", ".join(versions),
         "tasks": list(config.data.mixture) or [config.data.task],
         "settings": dict(settings),
         "parameters": parameters,
@@ -78,117 +90,140 @@ def facts(config: Config, settings: Mapping[str, Any], parameters: str, hardware
     }
 
 
-def begin(out: Path, found: Mapping[str, Any], resumed: bool) -> None:
-    """Write what a run is, and when it began; a resumed one keeps the times before."""
-    before = _read(out / FACTS)["started"] if resumed and (out / FACTS).is_file() else []
-    started = [*before, time.strftime("%Y-%m-%d %H:%M:%S")]
-    _write(out / FACTS, json.dumps({**found, "started": started}, indent=1, default=str))
+def write_run_facts(out: Path, facts: Mapping[str, object], is_resumed: bool) -> None:
+    """Write what a run is and when it started; a resumed run keeps its earlier starts."""
+    file = out / RUN_FILE
+    earlier_starts = read_json(file, WRITTEN_BY, ["started"])["started"] if is_resumed and file.is_file() else []
+    starts = [*earlier_starts, time.strftime("%Y-%m-%d %H:%M:%S")]
+    write_text(file, json.dumps({**facts, "started": starts}, indent=1, default=str))
 
 
-def write(out: Path, history: Sequence[Record]) -> None:
-    """The log of a run and its page."""
-    _write(out / LOG, json.dumps(history, indent=1))
-    main(out)
+def write_report(out: Path, history: Sequence[Record]) -> None:
+    """Write the log of a run and its page."""
+    write_text(out / LOG_FILE, json.dumps(history, indent=1))
+    render_report(out)
 
 
-def main(out: Path) -> str:
-    """Make the page of a run from its files; returns where it is. Raises UserError where no run has written."""
-    if not (out / LOG).is_file():
-        raise UserError(f"{out}: no {LOG} in it; expected the folder of a `pave train` that has saved at least once")
-    run = _read(out / FACTS) if (out / FACTS).is_file() else {}
-    history = _read(out / LOG)
-    records = [record for record in history if "loss" in record]
-    title = f"Training on {_listed(run['tasks'])}" if run else f"Training in {out.name}"
-    body = [f"<h1>{escape(title)}</h1>", html.table(_facts(run, records))]
+def render_report(out: Path) -> str:
+    """Render the page of a run from its files and return its path.
+
+    Raises UserError where no run has written, or where a file is damaged.
+    """
+    if not (out / LOG_FILE).is_file():
+        raise UserError(
+            f"{out}: no {LOG_FILE} in it; expected the folder of a `pave train` that has saved at least once"
+        )
+    run = read_json(out / RUN_FILE, WRITTEN_BY, ["started"]) if (out / RUN_FILE).is_file() else {}
+    records = _read_records(out / LOG_FILE)
+
+    title = f"Training on {_join_names(run['tasks'])}" if run else f"Training in {out.name}"
+    body = [f"<h1>{escape(title)}</h1>", html.table(_summary(run, records))]
     body += ['<div class="charts">', *_charts(run, records), "</div>"]
-    names = [name for name in dict.fromkeys(name for record in records for name in record) if name not in APART]
-    rows = [(name, *_numbers(_curves(records, re.escape(name))[""])) for name in names]
-    head = ("", "first", "last", "lowest", "highest", "not finite")
-    body += ["<h2>Numbers</h2>", html.table(rows, head, numbers=True)]
+    body += ["<h2>Numbers</h2>", _numbers_table(records)]
     if run:
         body += ["<h2>What trains</h2>", f"<pre>{escape(run['parameters'])}</pre>"]
         body += ["<h2>Training arguments</h2>", html.table(run["settings"].items())]
         body += ["<h2>Config</h2>", f"<pre>{escape(run['config'])}</pre>"]
-    _write(out / PAGE, html.page(title, "\n".join(body)))
-    return str(out / PAGE)
+
+    write_text(out / PAGE_FILE, html.page(title, "\n".join(body)))
+    return str(out / PAGE_FILE)
 
 
-def _facts(run: Record, records: Sequence[Record]) -> list[tuple[str, str]]:
-    """What stands at the top of the page."""
+def _read_records(file: Path) -> list[Record]:
+    """The records of steps, under the present names of their metrics."""
+    history = read_json_value(file, WRITTEN_BY)
+    if not isinstance(history, list) or not all(isinstance(record, dict) for record in history):
+        raise UserError(f"{file}: is no list of records; expected {WRITTEN_BY}")
+    steps = [record for record in history if "loss" in record]
+    return [{_present_name(name): value for name, value in record.items()} for record in steps]
+
+
+def _present_name(name: str) -> str:
+    for pattern, replacement in RENAMED_METRICS.items():
+        name = re.sub(f"^{pattern}$", replacement, name)
+    return name
+
+
+def _summary(run: Mapping[str, Any], records: Sequence[Record]) -> list[tuple[str, str]]:
+    """The rows at the top of the page."""
     if not records:
         return [("steps", "none logged yet")]
+
     last = records[-1]
-    tail = [record["loss"] for record in records[-max(1, len(records) // 10) :]]
-    rows = [("steps", f"{last['step']} of {run['steps']}" if run else f"{last['step']}")]
-    rows.append(("epochs", f"{last['epoch']:.2f}"))
-    rows.append(("loss", f"{records[0]['loss']:.4g} at first, {sum(tail) / len(tail):.4g} over the last tenth"))
+    last_losses = [record["loss"] for record in records[-max(1, len(records) // 10) :]]
+    mean_loss = sum(last_losses) / len(last_losses)
+    rows = [
+        ("steps", f"{last['step']} of {run['steps']}" if run else f"{last['step']}"),
+        ("epochs", f"{last['epoch']:.2f}"),
+        ("loss", f"{records[0]['loss']:.4g} at first, {mean_loss:.4g} over the last tenth"),
+    ]
+
     timed = [record for record in records if "seconds" in record]
     if timed:
         seconds = round(sum(record["seconds"] for record in timed))
         samples = sum(record["seconds"] * record["samples_per_second"] for record in timed)
-        text = f"{seconds // 3600} h {seconds // 60 % 60} min {seconds % 60} s for {samples:,.0f} samples"
-        rows.append(("time", f"{text}, up to the last record"))
+        duration = f"{seconds // 3600} h {seconds // 60 % 60} min {seconds % 60} s"
+        rows.append(("time", f"{duration} for {samples:,.0f} samples, up to the last record"))
+
     if run:
-        began, *again = run["started"]
-        rows.append(("began", began + "".join(f", resumed {at}" for at in again)))
+        start, *resumes = run["started"]
+        rows.append(("began", start + "".join(f", resumed {resume}" for resume in resumes)))
         rows += [(name, run[name]) for name in ("hardware", "system", "versions", "command")]
     return rows
 
 
-def _charts(run: Record, records: Sequence[Record]) -> list[str]:
-    """Every chart that has a curve; a part of the model has one colour in all of them."""
+def _charts(run: Mapping[str, Any], records: Sequence[Record]) -> list[str]:
+    """Every chart that has a curve; a part of the model has the same colour in all of them."""
     parts = list(_curves(records, "(.+)/learning_rate"))
-    drawn = []
+    charts = []
     for chart in CHARTS:
-        curves = _curves(records, chart.names)
+        curves = {}
+        for name, points in _curves(records, chart.pattern).items():
+            drawable = [(x, y) for x, y in points if math.isfinite(y) and (y > 0 or not chart.log)]
+            if drawable:
+                curves[name] = drawable
         if chart.title == "Learning rate" and parts:
-            # The Trainer's own is that of the first part.
-            del curves["all"]
-        good = {n: [(x, y) for x, y in ps if math.isfinite(y) and (y > 0 or not chart.log)] for n, ps in curves.items()}
-        kept = {name: points for name, points in good.items() if points}
-        colors = {n: 1 + (parts.index(n) if n in parts else i) % 5 for i, n in enumerate(kept)}
-        if len(kept) > 1 and "all" in kept:
+            # The Trainer's own rate is that of the first part: it would be drawn twice.
+            curves.pop("all", None)
+        if not curves:
+            continue
+
+        colors = {name: 1 + (parts.index(name) if name in parts else i) % 5 for i, name in enumerate(curves)}
+        if len(curves) > 1 and "all" in curves:
             colors["all"] = 0
-        clip = run["settings"]["max_grad_norm"] if run and chart.title == "Gradient norm" else 0
-        if kept:
-            drawn.append(
-                html.chart(chart.title, chart.text, kept, colors, log=chart.log, noisy=chart.noisy, level=clip or None)
-            )
-    return drawn
+        clip = run["settings"]["max_grad_norm"] if run and chart.title == "Gradient norm" else None
+        svg = html.chart(chart.title, chart.text, curves, colors, log=chart.log, noisy=chart.noisy, level=clip or None)
+        charts.append(svg)
+    return charts
 
 
-def _curves(records: Sequence[Record], names: str) -> dict[str, list[tuple[float, float]]]:
-    """(step, value) of all logged names that fit a pattern, by what its group found; without one, all are one."""
-    curves: dict[str, list[tuple[float, float]]] = {}
+def _curves(records: Sequence[Record], pattern: str) -> dict[str, Points]:
+    """The curves of all metrics that match a pattern, by what its group matched; without a group they are one curve."""
+    curves: dict[str, Points] = {}
     for record in records:
-        for key, value in record.items():
-            if found := re.fullmatch(names, key):
-                name = _shown(found[1] or "all") if found.re.groups else ""
+        for metric, value in record.items():
+            if match := re.fullmatch(pattern, metric):
+                name = _curve_name(match[1] or "all") if match.re.groups else ""
                 curves.setdefault(name, []).append((record["step"], value))
     return curves
 
 
-def _shown(part: str) -> str:
+def _curve_name(part: str) -> str:
     return {"lora": "LoRA", "gpu": "GPU", "process": "process (RAM)"}.get(part, part.replace("/", " "))
 
 
-def _numbers(points: Sequence[tuple[float, float]]) -> list[str]:
-    finite = [y for _, y in points if math.isfinite(y)] or [math.nan]
-    values = (points[0][1], points[-1][1], min(finite), max(finite))
-    return [*(f"{x:.4g}" for x in values), str(sum(not math.isfinite(y) for _, y in points))]
+def _numbers_table(records: Sequence[Record]) -> str:
+    """First, last, lowest and highest value of every metric."""
+    names = dict.fromkeys(name for record in records for name in record if name not in NOT_CHARTED)
+    rows = []
+    for name in names:
+        values = [record[name] for record in records if name in record]
+        finite = [value for value in values if math.isfinite(value)]
+        lowest, highest = (min(finite), max(finite)) if finite else (math.nan, math.nan)
+        numbers = [f"{value:.4g}" for value in (values[0], values[-1], lowest, highest)]
+        rows.append((name, *numbers, str(len(values) - len(finite))))
+    return html.table(rows, ("", "first", "last", "lowest", "highest", "not finite"), numbers=True)
 
 
-def _listed(names: Sequence[str]) -> str:
+def _join_names(names: Sequence[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)
-
-
-def _read(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{file}: not JSON ({error}); expected what `pave train` wrote") from error
-
-
-def _write(file: Path, text: str) -> None:
-    with atomic_file(file) as temporary:
-        temporary.write_text(text, encoding="utf-8")

@@ -1,33 +1,34 @@
-"""Which checkpoint a run goes on from."""
+"""Find the checkpoint that a resumed run continues from."""
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 
 from transformers import TrainerState, TrainingArguments
 
 from pave.types import UserError
+from pave.utils.json_files import read_json
 
 log = logging.getLogger(__name__)
-STATE = "trainer_state.json"
-"""What the Trainer writes last."""
+STATE_FILE = "trainer_state.json"
+"""The Trainer writes it last, so it marks a complete checkpoint."""
 
 
-def newest_checkpoint(out: Path) -> str:
-    """The newest checkpoint that was written to its end: the Trainer writes trainer_state.json last."""
-    for folder in sorted(out.glob("checkpoint-*"), key=lambda f: int(f.name.split("-")[1]), reverse=True):
+def newest_checkpoint(out: Path) -> Path:
+    """Find the newest complete checkpoint of a run. Raises UserError if there is none."""
+    folders = sorted(out.glob("checkpoint-*"), key=lambda folder: int(folder.name.split("-")[1]), reverse=True)
+    for folder in folders:
         try:
-            json.loads((folder / STATE).read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
+            read_json(folder / STATE_FILE, "the state of a finished checkpoint")
+        except UserError:
             log.warning("%s: not written to its end (a killed run?); an older checkpoint is used", folder)
             continue
-        return str(folder)
+        return folder
     raise UserError(f"{out}: no finished checkpoint-* folder to resume from; start without resume")
 
 
-def is_done(state: TrainerState, arguments: TrainingArguments) -> bool:
+def is_finished(state: TrainerState, arguments: TrainingArguments) -> bool:
     """Whether a run was stopped after its last step, so that only `final` is missing."""
     if arguments.max_steps > 0:
         return state.global_step >= arguments.max_steps

@@ -1,35 +1,39 @@
-"""A language model in other coordinates: it answers as before, but what was made for the old ones no longer fits."""
+"""Rotate the residual stream of a language model: it answers as before, but patches made for it no longer fit."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import nn
 
+from pave.models.base import Base
+
 
 @torch.no_grad()
-def turn(base: Any, last: nn.Linear, seed: int = 0) -> None:
-    """Turn the residual stream of a Llama or Qwen2 with an untied head, and visual tokens out of `last`, at random.
+def rotate_residual_stream(base: Base, projector_output: nn.Linear, seed: int = 0) -> None:
+    """Rotate by a random matrix all that reads or writes the residual stream of a Llama or Qwen2 with an untied head.
 
-    Norms do not notice a turn, once their weights are in the maps that read them.
+    Norms do not notice a rotation, once their weights are moved into the maps that read them. `projector_output` is
+    the layer that visual tokens come out of.
     """
-    width = base.embed_dim
-    way = torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(seed)))[0]
-    reads = [(base.lm.norm, [base.head])]
-    writes = [last]
-    for layer in base.lm.layers:
-        look, think = layer.self_attn, layer.mlp
-        reads.append((layer.input_layernorm, [look.q_proj, look.k_proj, look.v_proj]))
-        reads.append((layer.post_attention_layernorm, [think.gate_proj, think.up_proj]))
-        writes += [look.o_proj, think.down_proj]
-    for norm, readers in reads:
-        for reader in readers:
-            reader.weight.copy_(reader.weight * norm.weight @ way)
+    llm = base.hf.get_decoder()
+    generator = torch.Generator().manual_seed(seed)
+    rotation = torch.linalg.qr(torch.randn(base.embed_dim, base.embed_dim, generator=generator))[0]
+
+    readers = [(llm.norm, [base.hf.get_output_embeddings()])]
+    writers = [projector_output]
+    for layer in llm.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        readers.append((layer.input_layernorm, [attention.q_proj, attention.k_proj, attention.v_proj]))
+        readers.append((layer.post_attention_layernorm, [mlp.gate_proj, mlp.up_proj]))
+        writers += [attention.o_proj, mlp.down_proj]
+
+    for norm, linears in readers:
+        for linear in linears:
+            linear.weight.copy_(linear.weight * norm.weight @ rotation)
         norm.weight.fill_(1)
-    for writer in writes:
-        writer.weight.copy_(way.T @ writer.weight)
-        if writer.bias is not None:
-            writer.bias.copy_(way.T @ writer.bias)
-    words = base.hf.get_input_embeddings().weight
-    words.copy_(words @ way)
+    for linear in writers:
+        linear.weight.copy_(rotation.T @ linear.weight)
+        if linear.bias is not None:
+            linear.bias.copy_(rotation.T @ linear.bias)
+    embeddings = base.hf.get_input_embeddings().weight
+    embeddings.copy_(embeddings @ rotation)

@@ -16,14 +16,14 @@ DATA=${DATA:-$OUT/data} WEIGHTS=${WEIGHTS:-$OUT/base} PATCH=${PATCH:-}
 CONFIG=configs/sideworld/audio.yaml
 SECONDS=0
 
-# Where a patch is slow to become loud it has eight times the weight, and more steps: Video-Panda's twice as many, PPLLaVA's
-# as many again before, about the sound and one thing in the picture alone, on kept features.
-LOUD="sides.audio.weight=8 lora.alpha=2"
+# Where what a patch adds grows slowly it has eight times the weight, and more steps: Video-Panda's twice as many, PPLLaVA's
+# as many again before, about the sound and one thing in the picture alone, on cached features.
+BOOST="sides.audio.weight=8 lora.alpha=2"
 case $BASE in
   qwen2_5_vl) FRAMES=32 RECIPE="" ;;
   video_llava) FRAMES=16 RECIPE="" ;;
-  video_panda) FRAMES=16 RECIPE="$LOUD train.max_steps=300" ;;
-  ppllava) FRAMES=32 RECIPE=$LOUD ;;
+  video_panda) FRAMES=16 RECIPE="$BOOST train.max_steps=300" ;;
+  ppllava) FRAMES=32 RECIPE=$BOOST ;;
   *)
     echo "$BASE: expected qwen2_5_vl, video_llava, video_panda or ppllava" >&2
     exit 1
@@ -37,20 +37,17 @@ fi
 set -- base.name="$BASE" base.path="$WEIGHTS" base.frames=$FRAMES base.newline=no_token data.root="$DATA" \
   train.seed="$SEED" train.per_device_train_batch_size=32 $RECIPE "${@:4}"
 
-# arm NAME LEARNS PLUGIN PATCH turned|no [key=value ...]: on kept features, exams every 30 steps
-arm() {
-  PYTHONPATH=scripts python -c 'import sys; from pathlib import Path; from pave import config; from experiments import cached_features as kept
-file, out, learns, name, patch, turned, *settings = sys.argv[1:]
-settings = config.load(file, [*settings, f"base.name={name}"])
-kept.main(settings, Path(out), learns, Path(patch) if patch else None, turned == "turned")' \
-    $CONFIG "$OUT/kept_$1.json" "$2" "$3" "$4" "$5" "${SETTINGS[@]}" "${@:6}"
+# experiment NAME PLUGIN [--train-part PART] [--source PATCH] [--rotate] [key=value ...]: on cached features
+experiment() {
+  PYTHONPATH=scripts python -m experiments.cached_features $CONFIG "$OUT/cached_$1.json" "${SETTINGS[@]}" \
+    base.name="$2" "${@:3}"
 }
 
 SETTINGS=("$@") START=()
 if [ "$BASE" = ppllava ]; then
   mkdir -p "$OUT"
-  arm after all ppllava "" no
-  START=(sides.audio.init_from="$OUT/kept_after" lora.init_from="$OUT/kept_after")
+  experiment after ppllava
+  START=(sides.audio.init_from="$OUT/cached_after" lora.init_from="$OUT/cached_after")
 fi
 pave train $CONFIG --out "$OUT/train" "${SETTINGS[@]}" "${START[@]}"
 rm -rf "$OUT/eval"
@@ -59,12 +56,12 @@ pave eval --ckpt "$OUT/train/final" --out "$OUT/eval/patched" --batch 32
 pave eval --ckpt "$OUT/train/final" --out "$OUT/eval/shuffled" --shuffle-sides --batch 32
 pave compare --base "$OUT/eval/base" --patched "$OUT/eval/patched" --shuffled "$OUT/eval/shuffled" --out "$OUT"
 if [ "$BASE" = ppllava ] && [ -n "$PATCH" ]; then
-  AS_LOUD="sides.audio.weight=1 lora.alpha=16" # as it was trained
-  arm before all experiments.patch_before_pooling "" no
-  arm carried nothing ppllava "$PATCH" no $AS_LOUD
-  arm carried_before nothing experiments.patch_before_pooling "$PATCH" no $AS_LOUD
-  arm output output ppllava "$PATCH" no $AS_LOUD
-  arm turned nothing ppllava "$PATCH" turned $AS_LOUD
-  arm turned_output output ppllava "$PATCH" turned $AS_LOUD
+  FROM_PATCH=(--source "$PATCH" sides.audio.weight=1 lora.alpha=16) # as it was trained
+  experiment before experiments.patch_before_pooling
+  experiment carried ppllava --train-part nothing "${FROM_PATCH[@]}"
+  experiment carried_before experiments.patch_before_pooling --train-part nothing "${FROM_PATCH[@]}"
+  experiment output ppllava --train-part output "${FROM_PATCH[@]}"
+  experiment rotated ppllava --train-part nothing --rotate "${FROM_PATCH[@]}"
+  experiment rotated_output ppllava --train-part output --rotate "${FROM_PATCH[@]}"
 fi
 echo "done in $((SECONDS / 60)) min $((SECONDS % 60)) s: $OUT/report.md"

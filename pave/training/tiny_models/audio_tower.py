@@ -1,54 +1,54 @@
-"""`pave pretrain audio`: the tiny ImageBind audio tower learns to tell what sounds, and when."""
+"""`pave pretrain audio`: the tiny ImageBind audio tower learns what sounds, and when."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from pave.media.audio import mel_windows
 from pave.models.encoders import imagebind_audio
 from pave.sideworld import scene as world
-from pave.training.tiny_models.optimisation import FIRST_SEED, SOUNDS, fit
+from pave.training.tiny_models.optimisation import optimise
+from pave.training.tiny_models.scenes import SOUNDS, SceneStream
+
+QUARTERS = 8
+"""Quarters of a second in a window of sound."""
 
 
-class Listening(IterableDataset[tuple[Tensor, Tensor, Tensor]]):
-    """Endless sounds: mel windows float[7,1,128,204], what is heard float[7,8], and when (float[7,8], by 1/4 s)."""
+class SoundStream(SceneStream[tuple[Tensor, Tensor, Tensor]]):
+    """Endless sounds: mel windows float[7,1,128,204], which sound float[7,8], which quarter seconds float[7,8]."""
 
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
+    def make_example(self, scene: world.Scene, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute the share of each quarter second that the sound fills."""
+        mel = mel_windows(torch.from_numpy(world.sound(scene))[None])
+        edges = torch.arange(len(mel))[:, None] + torch.arange(QUARTERS + 1) / 4
+        start, end = scene.heard_at, scene.heard_at + world.SOUND_SECONDS
+        overlap = edges[:, 1:].clamp(max=end) - edges[:, :-1].clamp(min=start)
+        quarter_shares = (overlap / 0.25).clamp(0, 1)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        for index in itertools.count(FIRST_SEED + (self.seed << 32)):
-            scene = world.scene(index)
-            mel = mel_windows(torch.from_numpy(world.sound(scene))[None])
-            edges = torch.arange(len(mel))[:, None] + torch.arange(9) / 4
-            overlap = edges[:, 1:].clamp(max=scene.heard_at + world.SOUND_SECONDS) - edges[:, :-1].clamp(
-                min=scene.heard_at
-            )
-            when = (overlap / 0.25).clamp(0, 1)
-            which = F.one_hot(torch.tensor(SOUNDS.index(scene.sound)), len(SOUNDS))
-            yield mel, which * (when.sum(1, keepdim=True) * 0.25 / world.SOUND_SECONDS).clamp(max=1), when
+        sound = F.one_hot(torch.tensor(SOUNDS.index(scene.sound)), len(SOUNDS))
+        heard_share = (quarter_shares.sum(1, keepdim=True) * 0.25 / world.SOUND_SECONDS).clamp(max=1)
+        return mel, sound * heard_share, quarter_shares
 
 
-def learn(out: Path, steps: int = 400, batch: int = 16, seed: int = 0) -> None:
-    """Train the tiny ImageBind audio tower to tell what sounds in a window, and when; writes safetensors."""
+def pretrain(out: Path, steps: int = 400, batch: int = 16, seed: int = 0) -> None:
+    """Train the tiny ImageBind audio tower to tell what sounds in a window, and when; write it as safetensors."""
     torch.manual_seed(seed)
     tower = imagebind_audio.Tower(width=64, depth=2, heads=4, out_dim=64)
-    reader = nn.Linear(64, len(SOUNDS) + 8)
-    loader = DataLoader(Listening(seed), batch, num_workers=1)
+    classifier = nn.Linear(64, len(SOUNDS) + QUARTERS)
+    loader = DataLoader(SoundStream(seed), batch, num_workers=1)
 
-    def hear(lesson: list[Tensor]) -> Tensor:
-        mel, which, when = (x.flatten(0, 1) for x in lesson)
-        told_which, told_when = reader(tower(mel)).split((len(SOUNDS), 8), 1)
-        return F.binary_cross_entropy_with_logits(told_which, which) + F.binary_cross_entropy_with_logits(
-            told_when, when
-        )
+    def loss(example: Sequence[Tensor]) -> Tensor:
+        mel, sounds, quarter_shares = [x.flatten(0, 1) for x in example]
+        sound_logits, quarter_logits = classifier(tower(mel)).split((len(SOUNDS), QUARTERS), 1)
+        sound_loss = F.binary_cross_entropy_with_logits(sound_logits, sounds)
+        return sound_loss + F.binary_cross_entropy_with_logits(quarter_logits, quarter_shares)
 
-    fit(nn.ModuleList([tower, reader]), map(hear, loader), steps, rate=1e-3)
+    optimise(nn.ModuleList([tower, classifier]), map(loss, loader), steps, rate=1e-3)
     imagebind_audio.save(tower.eval(), out)

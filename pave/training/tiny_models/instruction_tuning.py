@@ -1,9 +1,9 @@
-"""The other bases learn to talk about what their towers see, and are asked what they know."""
+"""The other tiny bases learn to answer questions about what their towers see, and are evaluated."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,118 +11,105 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from pave.data.collate import Sample, collate, expand
-from pave.models.patched_model import Pave
+from pave.data.collate import Sample, collate
+from pave.models.patched_model import PatchedModel
 from pave.sideworld import scene as world
-from pave.tasks import sideworld as task
-from pave.training.tiny_models.architectures import ROWS, Small
-from pave.training.tiny_models.llava_onevision import FAINTEST
-from pave.training.tiny_models.optimisation import FIRST_SEED, SOUNDS, fast, fit
-from pave.training.tiny_models.vision_distillation import encode, key_frames
-from pave.training.tiny_models.vision_pretraining import NO_CAPTION, caption, grainy
-from pave.types import IGNORE
+from pave.tasks import sideworld
+from pave.training.tiny_models.architectures import TOKEN_ROWS, TinyBase
+from pave.training.tiny_models.conversations import SceneFeatures, blend_captions, make_conversation, random_batches
+from pave.training.tiny_models.optimisation import bfloat16_autocast, optimise
+from pave.training.tiny_models.scenes import FIRST_SEED, add_noise, first_seed, key_frames, render_captioned
+from pave.training.tiny_models.vision_distillation import encode_visual_tokens
+from pave.types import IGNORE_INDEX
 
-EXAM_SEED = FIRST_SEED + (1 << 50)
-"""Of scenes that no lesson shows."""
-
-
-def views(small: Small, index: int) -> tuple[world.Scene, Tensor]:
-    """A scene and its pixels float[2,t,...] as the base takes them: plain, and captioned while the sound is near."""
-    scene, rng = world.scene(index), np.random.default_rng(index)
-    chosen = key_frames(small.frames)
-    late = chosen / world.FPS - scene.heard_at
-    heard = (late > -0.8) & (late < world.SOUND_SECONDS + 0.8)
-    frames = world.render(scene, list(chosen))
-    captioned = caption(frames, np.where(heard, SOUNDS.index(scene.sound), NO_CAPTION), 1.0)
-    return scene, torch.stack([small.base.preprocess(grainy(x, rng)) for x in (frames, captioned)])
+EVALUATION_SEED = FIRST_SEED + (1 << 50)
+"""Of scenes that no training shows."""
 
 
-class Looked(NamedTuple):
-    """A scene as the base sees it when asked its last question, bfloat16[t,S,D] each."""
+class EncodedScene(NamedTuple):
+    """A scene as the base encodes it for one of its questions."""
 
-    scene: world.Scene
-    last: int
-    """Index of the question."""
-    plain: Tensor
-    captioned: Tensor
+    features: SceneFeatures
+    """Visual tokens, [t,S,D]."""
+    question: int
     pixels: Tensor
-    """On the meta device: their shape tells positions."""
+    """On the meta device: position ids follow their shape."""
     seconds: Tensor
     """float[t]"""
 
 
-def look(small: Small, scenes: int, first: int) -> list[Looked]:
-    """What the base sees of so many scenes."""
-    looked = []
-    seconds = torch.from_numpy(key_frames(small.frames) / world.FPS).float().view(ROWS, -1).mean(1)
-    for i in tqdm(range(scenes), desc="look", unit="scene"):
-        scene, pixels = views(small, first + i)
-        questions = task.ask(scene)
-        last = i % len(questions)
-        with torch.no_grad(), fast():
-            plain, captioned = encode(small.base, pixels, task.prompt(questions[last])).bfloat16()
-        looked.append(Looked(scene, last, plain, captioned, torch.empty_like(pixels[0], device="meta"), seconds))
-    return looked
+def encode_scenes(tiny: TinyBase, count: int, first: int) -> list[EncodedScene]:
+    """Encode scenes from seed `first` on, each for another of its questions."""
+    encoded = []
+    frames = key_frames(tiny.frames)
+    seconds = torch.from_numpy(frames / world.FPS).float().view(TOKEN_ROWS, -1).mean(1)
+    for i in tqdm(range(count), desc="encode", unit="scene"):
+        scene, rng = world.scene(first + i), np.random.default_rng(first + i)
+        views = [tiny.base.preprocess(add_noise(view, rng)) for view in render_captioned(scene, frames)]
+        questions = sideworld.scene_questions(scene)
+        index = i % len(questions)
+        with torch.no_grad(), bfloat16_autocast():
+            tokens = encode_visual_tokens(
+                tiny.base, torch.stack(views), sideworld.Task().prompt(questions[index])
+            ).bfloat16()
+        pixels = torch.empty_like(views[0], device="meta")
+        encoded.append(EncodedScene(SceneFeatures(scene, *tokens), index, pixels, seconds))
+    return encoded
 
 
-def talk(small: Small, scenes: int, steps: int, seed: int, batch: int = 16) -> None:
-    """Train the language model on conversations about what the tower, which is left as it is, has looked at."""
-    looked = look(small, scenes, FIRST_SEED + (seed << 32))
-    model, rng = Pave(small.base, {}), np.random.default_rng(seed)
+def instruction_tune(tiny: TinyBase, scenes: int, steps: int, seed: int, batch: int = 16) -> None:
+    """Train the language model on conversations that ask all kinds of questions; tower and projector are frozen."""
+    encoded = encode_scenes(tiny, scenes, first_seed(seed))
+    model, rng = PatchedModel(tiny.base, {}), np.random.default_rng(seed)
 
-    def lessons() -> Iterator[Tensor]:
-        for step in range(steps):
-            # Clear captions first, faint ones later: see `base.lessons`.
-            fading = float(np.clip(2 * step / steps - 0.2, 0, 1))
-            chosen = [looked[i] for i in rng.choice(len(looked), min(batch, len(looked)), replace=False)]
-            yield say(model, chosen, [_lesson(small.base, one, fading, rng) for one in chosen])[0]
+    def losses() -> Iterator[Tensor]:
+        for fading, chosen in random_batches(encoded, steps, batch, 0.2, rng):
+            samples = []
+            for scene in chosen:
+                # The question that the visual tokens were made for comes last.
+                order = rng.permutation(len(sideworld.scene_questions(scene.features.scene))).tolist()
+                order.remove(scene.question)
+                order.append(scene.question)
+                samples.append(make_sample(tiny, scene, order, blend_captions(scene.features, fading, rng)))
+            yield forward_cached(model, chosen, samples)[0]
 
-    fit(nn.ModuleList([small.base.lm, small.base.head]), lessons(), steps, rate=1e-3)
-
-
-def _lesson(base: Any, looked: Looked, fading: float, rng: np.random.Generator) -> Sample:
-    """A conversation with all kinds of questions, about a scene with captions of some strength."""
-    questions = task.ask(looked.scene)
-    order = [int(i) for i in rng.permutation(len(questions)) if i != looked.last]
-    strength = 0.0 if rng.random() < 0.15 * fading else FAINTEST ** rng.uniform(0, fading)
-    plain = looked.plain.float()
-    embeds = plain + strength * (looked.captioned.float() - plain)
-    return _sample(base, looked, [*order, looked.last], embeds + 0.2 * torch.randn_like(embeds))
+    optimise(nn.ModuleList([tiny.base.llm, tiny.base.lm_head]), losses(), steps, rate=1e-3)
 
 
-def _sample(base: Any, looked: Looked, order: Sequence[int], embeds: Tensor) -> Sample:
-    questions = task.ask(looked.scene)
-    turns = [(task.prompt(questions[i]), task.target(questions[i])) for i in order]
-    encoded = base.chat(turns[-1][0], tuple(turns[:-1]), turns[-1][1])
-    visual = base.visual_tokens(len(embeds), tuple(looked.pixels.shape[-2:]))
-    return Sample(*expand(encoded.ids, encoded.labels, visual, 4096), embeds, None, {})
+def make_sample(tiny: TinyBase, scene: EncodedScene, order: Sequence[int], tokens: Tensor) -> Sample:
+    """Ask questions about a scene in this order, with visual tokens float[t,S,D] in place of pixels."""
+    size = tuple(scene.pixels.shape[-2:])
+    return make_conversation(tiny.base, scene.features.scene, order, tokens, size)
 
 
-def say(model: Pave, looked: Sequence[Looked], samples: Sequence[Sample]) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """Loss, logits float[B,L,V] and the batch of samples whose pixels are already visual tokens."""
-    base, batch = model.base, collate(samples, model.base.tokenizer.pad_token_id)
-    visual = base.layout(batch["pixels"])
+def forward_cached(
+    model: PatchedModel, scenes: Sequence[EncodedScene], samples: Sequence[Sample]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run samples whose pixels are already visual tokens: loss, logits float[B,L-1,V] and their labels int[B,L-1]."""
+    base = model.base
+    batch = collate(samples, base.tokenizer.pad_token_id)
+    visual = base.arrange_tokens(batch["pixels"])
     first = torch.arange(len(samples)) * visual.shape[1]
-    embeds = model.place(batch["ids"], visual.flatten(0, 1), first)
-    shapes, seconds = [one.pixels for one in looked], [one.seconds for one in looked]
-    places = model.positions(batch["ids"], batch["mask"], shapes, seconds)
-    hidden = base.lm(inputs_embeds=embeds, attention_mask=batch["mask"], position_ids=places, use_cache=False)
-    logits = base.head(hidden.last_hidden_state)
-    wanted = batch["labels"][:, 1:]
-    return F.cross_entropy(logits[:, :-1].float().flatten(0, 1), wanted.flatten()), logits, batch
+    embeds = model.scatter_visual_tokens(batch["ids"], visual.flatten(0, 1), first)
+
+    pixels, seconds = [scene.pixels for scene in scenes], [scene.seconds for scene in scenes]
+    positions = model.position_ids(batch["ids"], batch["mask"], pixels, seconds)
+    hidden = base.llm(inputs_embeds=embeds, attention_mask=batch["mask"], position_ids=positions, use_cache=False)
+    logits, labels = base.lm_head(hidden.last_hidden_state)[:, :-1], batch["labels"][:, 1:]
+    return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten()), logits, labels
 
 
 @torch.no_grad()
-def exam(small: Small, scenes: int) -> dict[str, float]:
-    """Share of right answers on scenes it never saw: each kind of question plain, and those on sounds captioned."""
-    model, right = Pave(small.base, {}).eval(), dict[str, list[bool]]()
-    for one in look(small, scenes, EXAM_SEED):
-        question = task.ask(one.scene)[one.last]
-        sights = {"": one.plain, "captioned ": one.captioned}
-        samples = [_sample(small.base, one, [one.last], sight.float()) for sight in sights.values()]
-        _, logits, batch = say(model, [one] * len(samples), samples)
-        wanted = batch["labels"][:, 1:]
-        same = (logits[:, :-1].argmax(-1) == wanted) | (wanted == IGNORE)
-        for sight, answered in zip(sights, same.all(1).tolist()):
-            right.setdefault(f"{sight}{question.group}", []).append(answered)
-    return {name: sum(answers) / len(answers) for name, answers in sorted(right.items())}
+def evaluate_tiny(tiny: TinyBase, scenes: int) -> dict[str, float]:
+    """Share of right answers on unseen scenes, by kind of question, plain and captioned."""
+    model = PatchedModel(tiny.base, {}).eval()
+    answers: dict[str, list[bool]] = {}
+    for scene in encode_scenes(tiny, scenes, EVALUATION_SEED):
+        kind = sideworld.scene_questions(scene.features.scene)[scene.question].group
+        views = {kind: scene.features.plain, f"captioned {kind}": scene.features.captioned}
+        samples = [make_sample(tiny, scene, [scene.question], tokens.float()) for tokens in views.values()]
+        _, logits, labels = forward_cached(model, [scene] * len(samples), samples)
+        is_right = ((logits.argmax(-1) == labels) | (labels == IGNORE_INDEX)).all(1)
+        for name, right in zip(views, is_right.tolist()):
+            answers.setdefault(name, []).append(right)
+    return {name: sum(rights) / len(rights) for name, rights in sorted(answers.items())}

@@ -1,11 +1,11 @@
-"""`pave pretrain base`: the tiny LLaVA-OneVision learns to see, then to talk about what it sees."""
+"""`pave pretrain base`: the tiny LLaVA-OneVision learns to see, then to answer questions about what it sees."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,18 +15,21 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from pave.data.collate import Sample, collate, expand
+from pave.data.collate import collate
+from pave.models.base import Base
 from pave.models.bases import _llava_onevision_layouts
-from pave.models.bases.llava_onevision import LlavaOnevision
-from pave.models.patched_model import Pave
+from pave.models.bases.llava_onevision import Base as LlavaOnevision
+from pave.models.patched_model import PatchedModel
 from pave.sideworld import scene as world
-from pave.tasks import sideworld as task
-from pave.training.tiny_models.optimisation import FIRST_SEED, SOUNDS, fast, fit
-from pave.training.tiny_models.vision_pretraining import NO_CAPTION, caption, grainy, see
+from pave.tasks import sideworld
+from pave.training.tiny_models.conversations import SceneFeatures, blend_captions, make_conversation, random_batches
+from pave.training.tiny_models.optimisation import bfloat16_autocast, optimise
+from pave.training.tiny_models.scenes import add_noise, first_seed, key_frames, render_captioned
+from pave.training.tiny_models.vision_pretraining import train_vision
 
 FRAMES = 16
-FAINTEST = 0.03
-"""Strength of the weakest captions among tower features."""
+RESIDUAL_SCALE = 0.05
+"""By which the residual stream of the trained base is scaled down."""
 TEXT: dict[str, Any] = {
     "hidden_size": 128,
     "intermediate_size": 384,
@@ -51,7 +54,7 @@ VISION: dict[str, Any] = {
 
 
 def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE in the style of Qwen2, where newline is id 198, with its three special tokens."""
+    """Train a byte-level BPE in the style of Qwen2, where newline is id 198, with its three special tokens."""
     bpe = Tokenizer(models.BPE())
     bpe.normalizer = normalizers.NFC()
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -70,109 +73,85 @@ def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     )
 
 
-class Looks(Dataset[tuple[world.Scene, Tensor]]):
-    """Scenes with their key frames float[2*FRAMES,3,64,64]: as they are, then captioned while the sound is near."""
+class SceneFrames(Dataset[tuple[world.Scene, Tensor]]):
+    """Scenes with their key frames float[2*FRAMES,3,64,64]: plain, then captioned while the sound is near."""
 
     def __init__(self, base: LlavaOnevision, scenes: int, seed: int) -> None:
-        self.base, self.scenes, self.first = base, scenes, FIRST_SEED + (seed << 32)
+        self.base, self.scenes, self.first_seed = base, scenes, first_seed(seed)
 
     def __len__(self) -> int:
         return self.scenes
 
     def __getitem__(self, index: int) -> tuple[world.Scene, Tensor]:
-        scene, rng = world.scene(self.first + index), np.random.default_rng(self.first + index)
-        chosen = np.linspace(0, world.FRAMES - 1, FRAMES).astype(int)
-        late = chosen / world.FPS - scene.heard_at
-        heard = (late > -0.8) & (late < world.SOUND_SECONDS + 0.8)
-        frames = world.render(scene, list(chosen))
-        captioned = caption(frames, np.where(heard, SOUNDS.index(scene.sound), NO_CAPTION), 1.0)
-        return scene, self.base.preprocess(grainy(np.concatenate([frames, captioned.astype(np.uint8)]), rng))
+        scene = world.scene(self.first_seed + index)
+        plain, captioned = render_captioned(scene, key_frames(FRAMES))
+        frames = np.concatenate([plain, captioned.astype(np.uint8)])
+        return scene, self.base.preprocess(add_noise(frames, np.random.default_rng(scene.seed)))
 
 
-class Looked(NamedTuple):
-    """A scene as the tower sees it, bfloat16[FRAMES,16,Q] each."""
-
-    scene: world.Scene
-    plain: Tensor
-    captioned: Tensor
-
-
-def lessons(model: LlavaOnevision, looked: Sequence[Looked], steps: int, seed: int) -> Iterator[dict[str, Any]]:
-    """Batches of conversations that ask all kinds of questions in random order about scenes, most of them captioned.
-
-    Captions are clear at first, then of all strengths down to faint: a model that reads only clear ones is blind to
-    the small changes that a patch begins with.
-    """
-    rng = np.random.default_rng(seed)
-    for step in range(steps):
-        fading = float(np.clip(2 * step / steps - 0.4, 0, 1))
-        chosen = rng.choice(len(looked), min(32, len(looked)), replace=False)
-        yield collate([_lesson(model, looked[i], fading, rng) for i in chosen], model.tokenizer.pad_token_id)
-
-
-def _lesson(model: LlavaOnevision, looked: Looked, fading: float, rng: np.random.Generator) -> Sample:
-    questions = task.ask(looked.scene)
-    turns = [(task.prompt(questions[i]), task.target(questions[i])) for i in rng.permutation(len(questions))]
-    encoded = model.chat(turns[-1][0], tuple(turns[:-1]), turns[-1][1])
-    ids, labels = expand(encoded.ids, encoded.labels, model.visual_tokens(FRAMES), 4096)
-    strength = 0.0 if rng.random() < 0.15 * fading else FAINTEST ** rng.uniform(0, fading)
-    plain = looked.plain.float()
-    features = plain + strength * (looked.captioned.float() - plain)
-    return Sample(ids, labels, features + 0.2 * torch.randn_like(features), None, {})
-
-
-class Remembered(nn.Module):
-    """Stands in for a frozen tower whose features were kept: what comes in is already what would come out."""
+class CachedTower(nn.Module):
+    """Stand in for a frozen tower whose features were stored: the input is already what the tower would return."""
 
     dtype = torch.float32
 
     def forward(self, features: Tensor, output_hidden_states: bool) -> SimpleNamespace:
-        """float[N,16,Q] -> the same, as the tower's last hidden state"""
+        """Return float[N,16,Q] as the tower's last hidden state."""
         return SimpleNamespace(hidden_states=[features])
 
 
-def learn(out: Path, see_steps: int = 500, scenes: int = 8000, talk_steps: int = 3200, seed: int = 0) -> None:
-    """Train the tiny LLaVA-OneVision from nothing, first to see, then to talk; writes the lmms-lab layout."""
+def pretrain(out: Path, vision_steps: int = 500, scenes: int = 8000, steps: int = 3200, seed: int = 0) -> None:
+    """Train the tiny LLaVA-OneVision from nothing, first to see, then to answer; write it in the lmms-lab layout."""
     torch.manual_seed(seed)
-    tokenizer = make_tokenizer(task.texts())
+    tokenizer = make_tokenizer(sideworld.vocabulary_texts())
     text = {**TEXT, "vocab_size": len(tokenizer)}
-    model = LlavaOnevision(_llava_onevision_layouts.build(text, VISION), tokenizer)
-    see(model, see_steps, seed)
-    talk(model, scenes, talk_steps, seed)
-    _llava_onevision_layouts.save(model.hf, tokenizer, text, VISION, out)
+    base = LlavaOnevision(_llava_onevision_layouts.build(text, VISION), tokenizer)
+    train_vision(base, vision_steps, seed)
+    instruction_tune(base, scenes, steps, seed)
+    _llava_onevision_layouts.save(base.hf, tokenizer, text, VISION, out)
 
 
-def talk(model: LlavaOnevision, scenes: int, steps: int, seed: int) -> None:
-    """Train the projector and the LLM on conversations; the tower looks at each scene once and is left as it is."""
-    tower = model.hf.model.vision_tower.requires_grad_(False)
-    looked: list[Looked] = []
-    for scene, pixels in tqdm(DataLoader(Looks(model, scenes, seed), None, num_workers=1), desc="look", unit="scene"):
-        with torch.no_grad(), fast():
+def instruction_tune(base: LlavaOnevision, scenes: int, steps: int, seed: int) -> None:
+    """Train projector and LLM on conversations that ask all kinds of questions in random order; the tower is frozen."""
+    tower = base.hf.model.vision_tower.requires_grad_(False)
+    scene_features = []
+    loader = DataLoader(SceneFrames(base, scenes, seed), None, num_workers=1)
+    for scene, pixels in tqdm(loader, desc="encode", unit="scene"):
+        with torch.no_grad(), bfloat16_autocast():
             features = tower(pixels, output_hidden_states=True).hidden_states[-1].bfloat16()
-        looked.append(Looked(scene, *features.split(FRAMES)))
-    model.hf.model.vision_tower = Remembered()
-    pave = Pave(model, {})
-    fit(model.hf, (pave(**batch)["loss"] for batch in lessons(model, looked, steps, seed)), steps, rate=2e-3)
-    model.hf.model.vision_tower = tower
-    soften(model, 0.05)
+        scene_features.append(SceneFeatures(scene, *features.split(FRAMES)))
+
+    base.hf.model.vision_tower = CachedTower()
+    model, rng = PatchedModel(base, {}), np.random.default_rng(seed)
+
+    def losses() -> Iterator[Tensor]:
+        for fading, chosen in random_batches(scene_features, steps, 32, 0.4, rng):
+            samples = []
+            for features in chosen:
+                order = rng.permutation(len(sideworld.scene_questions(features.scene))).tolist()
+                samples.append(make_conversation(base, features.scene, order, blend_captions(features, fading, rng)))
+            yield model(**collate(samples, base.tokenizer.pad_token_id))["loss"]
+
+    optimise(base.hf, losses(), steps, rate=2e-3)
+    base.hf.model.vision_tower = tower
+
+    scale_residual_stream(base, base.hf.model.multi_modal_projector.linear_2, RESIDUAL_SCALE)
+    with torch.no_grad():
+        base.hf.model.image_newline *= RESIDUAL_SCALE
+        # The head is the embedding, which just shrank.
+        base.hf.model.language_model.norm.weight /= RESIDUAL_SCALE
 
 
 @torch.no_grad()
-def soften(model: LlavaOnevision, scale: float) -> None:
-    """Multiply everything on the residual stream by `scale`; answers stay, for each norm divides it out again.
+def scale_residual_stream(base: Base, projector_output: nn.Module, scale: float) -> None:
+    """Multiply all that is written to the residual stream: no answer changes, for each norm divides it out again.
 
-    A patch starts at exactly zero and grows by about the learning rate a step. Trained from nothing, visual tokens end
-    up near rms 3, which it would take long to reach; those of bases made from a trained LLM are far smaller.
+    Where the head is tied to the embedding, the final norm has to make up for it. Why: a patch starts at exactly zero
+    and grows by about the learning rate a step. Trained from nothing, visual tokens end up near rms 3, which it would
+    take long to reach; those of bases made from a trained LLM are far smaller.
     """
-    hf = model.hf
-    scaled = [
-        hf.get_input_embeddings().weight,
-        hf.model.image_newline,
-        *hf.model.multi_modal_projector.linear_2.parameters(),
-    ]
-    for layer in hf.model.language_model.layers:
-        scaled += [layer.self_attn.o_proj.weight, layer.mlp.down_proj.weight]
-    for weight in scaled:
+    llm = base.hf.get_decoder()
+    weights = [llm.embed_tokens.weight, *projector_output.parameters()]
+    for layer in llm.layers:
+        weights += [layer.self_attn.o_proj.weight, layer.mlp.down_proj.weight]
+    for weight in weights:
         weight *= scale
-    # The head is the embedding, which just shrank.
-    hf.model.language_model.norm.weight /= scale

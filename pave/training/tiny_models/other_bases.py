@@ -1,7 +1,7 @@
-"""`pave pretrain NAME`: the tiny version of another base, around the shipped one's language model.
+"""`pave pretrain NAME`: the tiny version of another base, around the language model of the shipped one.
 
-The tower learns to say of each quarter of a picture what the shipped base's says, the language model goes over, and
-then learns to talk about what this tower sees.
+The tower learns to give for each quarter of a picture what the shipped base's tower gives, the language model is
+copied, and then learns to answer questions about what this tower sees.
 """
 
 from __future__ import annotations
@@ -9,121 +9,115 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from pave import config as configs
+from pave.models.base import Base
 from pave.models.bases import llava_onevision
-from pave.models.bases.llava_onevision import LlavaOnevision
+from pave.models.bases.llava_onevision import Base as LlavaOnevision
 from pave.training.tiny_models.architectures import BASES
-from pave.training.tiny_models.instruction_tuning import exam, talk
-from pave.training.tiny_models.vision_distillation import heed, see
+from pave.training.tiny_models.instruction_tuning import evaluate_tiny, instruction_tune
+from pave.training.tiny_models.llava_onevision import RESIDUAL_SCALE, scale_residual_stream
+from pave.training.tiny_models.vision_distillation import distill_vision, train_prompt_relevance
 
 log = logging.getLogger(__name__)
-SHIPPED = "asset:sideworld/base"
-SOFT = 0.05
-"""By which the residual stream of the shipped base was scaled down, and that of the others is (`base.soften`)."""
+TEACHER_PATH = "asset:sideworld/base"
 
 
-class Lessons(NamedTuple):
+class TrainingSchedule(NamedTuple):
     """How long a base learns."""
 
-    see: int
-    """Steps."""
+    vision_steps: int
     scenes: int
-    """That it talks about."""
-    talk: int
-    """Steps."""
+    """About which it answers questions."""
+    steps: int
+    """Of instruction tuning."""
 
 
-LESSONS = {
-    "qwen2_5_vl": Lessons(400, 600, 250),
-    "video_llava": Lessons(400, 400, 180),
-    "video_panda": Lessons(300, 300, 200),
-    "ppllava": Lessons(800, 1200, 1500),
+SCHEDULES = {
+    "qwen2_5_vl": TrainingSchedule(400, 600, 250),
+    "video_llava": TrainingSchedule(400, 400, 180),
+    "video_panda": TrainingSchedule(300, 300, 200),
+    "ppllava": TrainingSchedule(800, 1200, 1500),
 }
 """Those of doc/results/bases_sideworld.md."""
 
 
-def learn(name: str, out: Path, lessons: Lessons | None = None, seed: int = 0) -> dict[str, float]:
-    """Train the tiny version of base `name` and write it as published; what it knows then, also in OUT/exam.json."""
-    lessons = lessons or LESSONS[name]
+def pretrain(name: str, out: Path, schedule: TrainingSchedule | None = None, seed: int = 0) -> dict[str, float]:
+    """Train the tiny version of base `name`, write it in the published layout, and its scores to `out`/exam.json."""
+    schedule = schedule or SCHEDULES[name]
     torch.manual_seed(seed)
-    teacher = shipped()
-    small = BASES[name]()
-    graft(small.base, teacher)
-    see(small, teacher, lessons.see, seed)
-    if getattr(small.base, "by_question", False):
-        heed(small, 100, seed)
-    talk(small, lessons.scenes, lessons.talk, seed)
-    found = exam(small, 250)
-    soften(small.base.lm, small.last, SOFT)
-    small.save(out)
-    (out / "exam.json").write_text(json.dumps(found, indent=1))
-    log.info("%s", found)
-    return found
+    teacher = load_teacher()
+    tiny = BASES[name]()
+    copy_language_model(tiny.base, teacher)
+
+    distill_vision(tiny, teacher, schedule.vision_steps, seed)
+    if tiny.base.prompt_conditioned:
+        train_prompt_relevance(tiny, 100, seed)
+    instruction_tune(tiny, schedule.scenes, schedule.steps, seed)
+
+    scores = evaluate_tiny(tiny, 250)
+    scale_residual_stream(tiny.base, tiny.projector_output, RESIDUAL_SCALE)
+    tiny.save(out)
+    (out / "exam.json").write_text(json.dumps(scores, indent=1))
+    log.info("%s", scores)
+    return scores
 
 
-def shipped() -> LlavaOnevision:
-    """The shipped base as large on its residual stream as it was before `base.soften`."""
-    teacher = llava_onevision.load(configs.resolve(SHIPPED)).requires_grad_(False)
-    soften(teacher.hf.model.language_model, teacher.hf.model.multi_modal_projector.linear_2, 1 / SOFT)
+def load_teacher() -> LlavaOnevision:
+    """Load the shipped base, and undo the scaling of its residual stream."""
+    teacher = llava_onevision.Base.load(configs.resolve(TEACHER_PATH)).requires_grad_(False)
+    scale_residual_stream(teacher, teacher.hf.model.multi_modal_projector.linear_2, 1 / RESIDUAL_SCALE)
     return teacher
 
 
 @torch.no_grad()
-def graft(base: Any, teacher: LlavaOnevision) -> None:
-    """The teacher's language model into `base`, whose words mean what they mean there; the tower's layers where alike.
+def copy_language_model(base: Base, teacher: LlavaOnevision) -> None:
+    """Copy the teacher's language model into `base`, its embeddings by token, and layers of the tower of like shape.
 
     Llama has no biases of queries, keys and values, so the teacher's are lost there.
     """
-    llm: Any = teacher.lm
-    old, new = llm.state_dict(), base.lm.state_dict()
-    for name, x in new.items():
+    llm, teacher_llm = base.hf.get_decoder(), teacher.hf.get_decoder()
+    teacher_state = teacher_llm.state_dict()
+    for name, x in llm.state_dict().items():
         if name != "embed_tokens.weight":
-            x.copy_(old[name])
-    words = _words(base.tokenizer, teacher)
-    base.hf.get_input_embeddings().weight.copy_(words)
-    # The shipped base's head is its embedding, of which `soften` left the final norm to make up.
-    base.head.weight.copy_(words)
-    base.lm.norm.weight.copy_(llm.norm.weight * SOFT)
-    eyes = {_bare(name): x for name, x in teacher.hf.model.vision_tower.state_dict().items()}
-    for name, x in base.vision_tower.state_dict().items():
-        alike = eyes.get(_bare(name)) if "encoder.layers." in name else None
-        if alike is not None and alike.shape == x.shape:
-            x.copy_(alike)
+            x.copy_(teacher_state[name])
+
+    embeddings = _token_embeddings(base.tokenizer, teacher)
+    base.hf.get_input_embeddings().weight.copy_(embeddings)
+    base.hf.get_output_embeddings().weight.copy_(embeddings)
+    # The shipped base's head is its embedding, and its final norm makes up for the scaling.
+    llm.norm.weight.copy_(teacher_llm.norm.weight * RESIDUAL_SCALE)
+
+    teacher_tower = {_layer_name(name): x for name, x in teacher.hf.model.vision_tower.state_dict().items()}
+    for name, x in base.get_submodule("vision_tower").state_dict().items():
+        if "encoder.layers." not in name:
+            continue
+        teacher_x = teacher_tower.get(_layer_name(name))
+        if teacher_x is not None and teacher_x.shape == x.shape:
+            x.copy_(teacher_x)
 
 
-def _bare(name: str) -> str:
+def _layer_name(name: str) -> str:
     return name[name.find("encoder.layers.") :]
 
 
-def _words(tokenizer: Any, teacher: LlavaOnevision) -> Tensor:
+def _token_embeddings(tokenizer: PreTrainedTokenizerBase, teacher: LlavaOnevision) -> Tensor:
     """An embedding float[V,D] for each token: the teacher's of the same token, or the mean of those that spell it."""
-    table, known = teacher.hf.get_input_embeddings().weight, teacher.tokenizer.get_vocab()
-    ends = {"</s>": teacher.tokenizer.eos_token, "<s>": "<|im_start|>"}
-    rows = torch.randn(len(tokenizer), table.shape[1]) * table.std()
+    table, vocabulary = teacher.hf.get_input_embeddings().weight, teacher.tokenizer.get_vocab()
+    same_meaning = {"</s>": teacher.tokenizer.eos_token, "<s>": "<|im_start|>"}
+    embeddings = torch.randn(len(tokenizer), table.shape[1]) * table.std()
     for token, i in tokenizer.get_vocab().items():
-        token = ends.get(token, token)
-        same = known.get(token, known.get(token.removeprefix("Ġ")))
-        spelt = [] if i in tokenizer.all_special_ids else teacher.tokenizer(tokenizer.decode([i]).strip()).input_ids
-        if same is not None:
-            rows[i] = table[same]
-        elif spelt:
-            rows[i] = table[spelt].mean(0)
-    return rows
-
-
-@torch.no_grad()
-def soften(lm: Any, last: nn.Module, scale: float) -> None:
-    """Multiply everything on the residual stream by `scale`, with visual tokens out of `last`: no answer changes.
-
-    For an untied head; where it is the embedding, the final norm has to make up for it.
-    """
-    scaled = [lm.embed_tokens.weight, *last.parameters()]
-    for layer in lm.layers:
-        scaled += [layer.self_attn.o_proj.weight, layer.mlp.down_proj.weight]
-    for weight in scaled:
-        weight *= scale
+        token = same_meaning.get(token, token)
+        teacher_id = vocabulary.get(token, vocabulary.get(token.removeprefix("Ġ")))
+        if teacher_id is not None:
+            embeddings[i] = table[teacher_id]
+        elif i not in tokenizer.all_special_ids:
+            spelling = teacher.tokenizer(tokenizer.decode([i]).strip()).input_ids
+            if spelling:
+                embeddings[i] = table[spelling].mean(0)
+    return embeddings

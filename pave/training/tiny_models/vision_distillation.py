@@ -1,144 +1,146 @@
-"""Lessons on seeing for the towers of the other bases: what the shipped base sees, and what a question is about."""
+"""Vision stages of the other tiny bases: what the shipped base's tower sees, and what a question is about."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
-from pave.models.bases.llava_onevision import LlavaOnevision
+from pave.models.base import Base
+from pave.models.bases.llava_onevision import Base as LlavaOnevision
+from pave.models.bases.ppllava import Base as PPLLaVA
 from pave.sideworld import scene as world
-from pave.tasks import sideworld as task
-from pave.training.tiny_models.architectures import ROWS, Small
-from pave.training.tiny_models.optimisation import COLORS, FIRST_SEED, SHAPES, SOUNDS, fit
-from pave.training.tiny_models.vision_pretraining import NO_CAPTION, Reader, caption, grainy
+from pave.tasks import sideworld
+from pave.training.tiny_models.architectures import TOKEN_ROWS, TinyBase
+from pave.training.tiny_models.optimisation import optimise
+from pave.training.tiny_models.scenes import (
+    SceneStream,
+    add_noise,
+    draw_captions,
+    key_frames,
+    random_captions,
+    scene_facts,
+    thing_heights,
+)
+from pave.training.tiny_models.vision_pretraining import FactHead, both_halves
 
-AT_ONCE = 8
-"""Neighbouring key frames of a scene in a lesson on seeing."""
+CLIP_FRAMES = 8
+"""Neighbouring key frames of an example."""
 
 
-def key_frames(frames: int) -> np.ndarray:
-    """int[frames], evenly spaced, as clips are read."""
-    return np.linspace(0, world.FRAMES - 1, frames).astype(int)
+class DistillationStream(SceneStream[tuple[Tensor, ...]]):
+    """Endless neighbouring key frames: pixels for the base, pixels for the teacher, and facts.
 
-
-class Glimpses(IterableDataset[tuple[Tensor, ...]]):
-    """Endless neighbouring frames of scenes: pixels as the base and as the teacher takes them, and what is in them.
-
-    Facts, heights float[t,2] and captions int[t,2] as in `see.Glimpses`, for rows of `together` frames.
+    Facts int[3,2], heights float[t,2] and captions int[t,2] as in `FrameStream`, for the base's t rows of tokens.
     """
 
-    def __init__(self, small: Small, teacher: LlavaOnevision, seed: int) -> None:
-        self.base, self.teacher, self.frames, self.seed = small.base, teacher, small.frames, seed
-        self.together = small.frames // ROWS
+    def __init__(self, tiny: TinyBase, teacher: LlavaOnevision, seed: int) -> None:
+        super().__init__(seed)
+        self.base, self.teacher, self.key_frames = tiny.base, teacher, key_frames(tiny.frames)
+        self.frames_per_row = tiny.frames // TOKEN_ROWS
 
-    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        keys = key_frames(self.frames)
-        for index in itertools.count(FIRST_SEED + (self.seed << 32)):
-            scene, rng = world.scene(index), np.random.default_rng(index)
-            start = rng.integers(0, self.frames - AT_ONCE, endpoint=True)
-            chosen = keys[start : start + AT_ONCE]
-            things = scene.things
-            facts = [
-                [SHAPES.index(thing.shape) for thing in things],
-                [COLORS.index(thing.color) for thing in things],
-                [int(thing is scene.bigger) for thing in things],
-            ]
-            heights = np.stack([world.centre(thing, chosen / world.FPS)[1] / world.SIZE for thing in things], 1)
-            rows = AT_ONCE // self.together
-            captions = np.where(rng.random(rows) < 0.5, rng.integers(0, len(SOUNDS), rows), NO_CAPTION)
-            strength = rng.uniform(0.4, 1.0)
-            frames = caption(world.render(scene, list(chosen)), captions.repeat(self.together), strength)
-            frames = grainy(frames, rng)
-            yield (
-                self.base.preprocess(frames),
-                self.teacher.preprocess(frames),
-                torch.tensor(facts),
-                torch.from_numpy(heights.reshape(rows, self.together, 2).mean(1)).float(),
-                torch.from_numpy(captions)[:, None].expand(-1, 2),
-            )
+    def make_example(self, scene: world.Scene, rng: np.random.Generator) -> tuple[Tensor, ...]:
+        """Render frames with one random caption for each row of tokens."""
+        start = rng.integers(0, len(self.key_frames) - CLIP_FRAMES, endpoint=True)
+        frames = self.key_frames[start : start + CLIP_FRAMES]
+        rows = CLIP_FRAMES // self.frames_per_row
+        captions = random_captions(rows, rng)
+        strength = rng.uniform(0.4, 1.0)
+        images = world.render(scene, list(frames))
+        images = add_noise(draw_captions(images, captions.repeat(self.frames_per_row), strength), rng)
+
+        heights = thing_heights(scene, frames).reshape(rows, self.frames_per_row, 2).mean(1)
+        return (
+            self.base.preprocess(images),
+            self.teacher.preprocess(images),
+            scene_facts(scene),
+            torch.from_numpy(heights).float(),
+            both_halves(captions),
+        )
 
 
-def see(small: Small, teacher: LlavaOnevision, steps: int, seed: int, batch: int = 16) -> None:
-    """Train tower and projector to say what is in each quarter of the picture, in the teacher's words."""
-    reader = Reader(small.base.embed_dim)
-    eyes = nn.ModuleList([small.base.vision_tower, *_projector(small.base), reader])
-    small.base.eval()
-    spread = None
+def distill_vision(tiny: TinyBase, teacher: LlavaOnevision, steps: int, seed: int, batch: int = 16) -> None:
+    """Train tower and projector to give, for each quarter of the picture, the visual token of the teacher."""
+    head = FactHead(tiny.base.embed_dim)
+    modules = dict(tiny.base.named_children())
+    learning = [modules[name] for name in ("vision_tower", "multi_modal_projector") if name in modules]
+    tiny.base.eval()
+    deviation: Tensor | None = None
 
-    def tell(lesson: Sequence[Tensor]) -> Tensor:
-        nonlocal spread
-        pixels, pictures, *facts = lesson
+    def loss(example: Sequence[Tensor]) -> Tensor:
+        nonlocal deviation
+        pixels, teacher_pixels, *facts = example
         with torch.no_grad():
-            wanted = teacher.encode(pictures).embeds.float()
-            wanted = wanted.unflatten(1, (pixels.shape[1], -1)).mean(2)
-            spread = wanted.flatten(0, -2).std(0) if spread is None else spread
-        seen = small.quarters(encode(small.base, pixels).float())
-        return reader(seen, *facts) + 3 * F.mse_loss(seen / spread, wanted / spread)
+            targets = teacher.encode(teacher_pixels).embeds.float()
+            targets = targets.unflatten(1, (pixels.shape[1], -1)).mean(2)
+            if deviation is None:
+                deviation = targets.flatten(0, -2).std(0)
+        tokens = tiny.quarter_tokens(encode_visual_tokens(tiny.base, pixels).float())
+        return head(tokens, *facts) + 3 * F.mse_loss(tokens / deviation, targets / deviation)
 
-    lessons = DataLoader(Glimpses(small, teacher, seed), batch)
-    fit(eyes, map(tell, lessons), steps, rate=2e-3)
+    examples = DataLoader(DistillationStream(tiny, teacher, seed), batch)
+    optimise(nn.ModuleList([*learning, head]), map(loss, examples), steps, rate=2e-3)
 
 
-class Sought(IterableDataset[tuple[Tensor, Tensor, Tensor]]):
-    """Endless scenes with a question: pixels float[t,...], the question's guide int[L], wanted patches bool[T,P].
+class RelevanceStream(SceneStream[tuple[Tensor, Tensor, Tensor]]):
+    """Endless scenes with a question: pixels float[t,...], prompt_ids int[L], relevant patches bool[T,P].
 
-    Wanted are those that show the thing asked about, or either thing where the sound is asked about.
+    Relevant are those that show the thing asked about, or either thing where the sound is asked about.
     """
 
-    def __init__(self, base: Any, frames: int, seed: int) -> None:
-        self.base, self.frames, self.seed = base, frames, seed
+    def __init__(self, base: PPLLaVA, frames: int, seed: int) -> None:
+        super().__init__(seed)
+        self.base, self.key_frames = base, key_frames(frames)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        edge, keys = self.base.edge, key_frames(self.frames)
-        middles = (np.arange(edge) + 0.5) * world.SIZE / edge
-        for index in itertools.count(FIRST_SEED + (self.seed << 32)):
-            scene, rng = world.scene(index), np.random.default_rng(index)
-            question = task.ask(scene)[index % len(task.KINDS)]
-            about = {
-                "bigger_color": [scene.bigger],
-                "shape_of_color": [scene.things[scene.asked]],
-                "left_shape": [scene.things[0]],
-            }.get(question.group, scene.things)
-            shown = np.zeros((self.frames, edge, edge), bool)
-            for thing in about:
-                x, y = (at[:, None] for at in world.centre(thing, keys / world.FPS))
-                near = [np.abs(middles - at) < thing.radius + 2 for at in (y, x)]
-                shown |= near[0][:, :, None] & near[1][:, None]
-            pixels = self.base.preprocess(grainy(world.render(scene, list(keys)), rng))
-            guide = self.base.reader(task.prompt(question), padding="max_length", max_length=16).input_ids
-            yield pixels, torch.tensor(guide), torch.from_numpy(shown).flatten(1)
+    def make_example(self, scene: world.Scene, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Ask one question, and find the patches whose middle is on a thing that it is about."""
+        question = sideworld.scene_questions(scene)[scene.seed % len(sideworld.BASE_KINDS)]
+        things_by_kind = {
+            "bigger_color": [scene.bigger],
+            "shape_of_color": [scene.things[scene.asked]],
+            "left_shape": [scene.things[0]],
+        }
+
+        middles = (np.arange(self.base.edge) + 0.5) * world.SIZE / self.base.edge
+        is_relevant = np.zeros((len(self.key_frames), self.base.edge, self.base.edge), bool)
+        for thing in things_by_kind.get(question.group, scene.things):
+            x, y = world.centre(thing, self.key_frames / world.FPS)
+            in_column = np.abs(middles - x[:, None]) < thing.radius + 2
+            in_row = np.abs(middles - y[:, None]) < thing.radius + 2
+            is_relevant |= in_row[:, :, None] & in_column[:, None]
+
+        pixels = self.base.preprocess(add_noise(world.render(scene, list(self.key_frames)), rng))
+        prompt_ids = self.base.prompt_tokenizer(
+            sideworld.Task().prompt(question), padding="max_length", max_length=16
+        ).input_ids
+        return pixels, torch.tensor(prompt_ids), torch.from_numpy(is_relevant).flatten(1)
 
 
-def heed(small: Small, steps: int, seed: int, batch: int = 8) -> None:
-    """Train what compares patches with the question to find those that it is about; both towers stay as they are."""
-    projector = small.base.multi_modal_projector
-    learns = [projector.clip_visual_ln, projector.clip_visual_projection, projector.clip_text_projection]
+def train_prompt_relevance(tiny: TinyBase, steps: int, seed: int, batch: int = 8) -> None:
+    """Train PPLLaVA's comparison of patches and question to find the relevant patches; both towers are frozen."""
+    base = tiny.base
+    assert isinstance(base, PPLLaVA)
+    projector = base.multi_modal_projector
+    learning = [projector.clip_visual_ln, projector.clip_visual_projection, projector.clip_text_projection]
 
-    def miss(lesson: Sequence[Tensor]) -> Tensor:
-        pixels, guides, shown = lesson
+    def loss(example: Sequence[Tensor]) -> Tensor:
+        pixels, prompt_ids, is_relevant = example
         with torch.no_grad():
-            tokens = small.base.vision_tower(pixels.unflatten(2, (2, 3)).flatten(1, 2))
-        weights = projector.weights(tokens, projector.prompt(guides))
-        return -(weights * shown).flatten(1).sum(1).clamp(min=1e-6).log().mean()
+            tokens = base.vision_tower(pixels.unflatten(2, (2, 3)).flatten(1, 2))
+        weights = projector.weights(tokens, projector.prompt(prompt_ids))
+        return -(weights * is_relevant).flatten(1).sum(1).clamp(min=1e-6).log().mean()
 
-    lessons = DataLoader(Sought(small.base, small.frames, seed), batch)
-    fit(nn.ModuleList(learns), map(miss, lessons), steps, rate=2e-3)
-
-
-def _projector(base: Any) -> list[nn.Module]:
-    return [base.multi_modal_projector] if hasattr(base, "multi_modal_projector") else []
+    examples = DataLoader(RelevanceStream(base, tiny.frames, seed), batch)
+    optimise(nn.ModuleList(learning), map(loss, examples), steps, rate=2e-3)
 
 
-def encode(base: Any, pixels: Tensor, question: str = "") -> Tensor:
-    """Visual tokens float[B,t,S,D], for a base that looks at the question too those for this one."""
-    if not getattr(base, "by_question", False):
+def encode_visual_tokens(base: Base, pixels: Tensor, question: str = "") -> Tensor:
+    """Encode pixels into visual tokens float[B,t,S,D]; those of a prompt-conditioned base are for this question."""
+    if not base.prompt_conditioned:
         return base.encode(pixels).embeds
-    guide = torch.tensor([base.reader(question).input_ids]).expand(len(pixels), -1)
-    return base.encode(pixels, guide).embeds
+    prompt_ids = torch.tensor([base.chat(question).prompt_ids])
+    return base.encode(pixels, prompt_ids.expand(len(pixels), -1)).embeds

@@ -46,11 +46,11 @@ def stage(tiny_setup: TinySetup, folder: Path, learn: list[str], init: str = "",
 @torch.no_grad()
 def test_cells_are_compared_and_class_and_split_tokens_are_not() -> None:
     torch.manual_seed(0)
-    lesson = distillation_head.Lesson(4, 8, 6)
-    assert lesson.chosen == [1, 1, 2, 2, 3, 3, 4, 4, 4]
+    lesson = distillation_head.DistillationHead(4, 8, 6)
+    assert lesson.layer_indices == [1, 1, 2, 2, 3, 3, 4, 4, 4]
     hidden = [torch.randn(2, 40, 8) for _ in range(5)]
     pupil = lesson(hidden)
-    want = lesson.map(sum(lesson.norm(hidden[i]) for i in lesson.chosen) / 9)
+    want = lesson.map(sum(lesson.norm(hidden[i]) for i in lesson.layer_indices) / 9)
     torch.testing.assert_close(pupil, want)
     # Two frames of 2 x 3 cells are 1 + 2 * 4 tokens each; one frame of 1 x 1 is 3.
     places = torch.zeros(2, 40, dtype=torch.bool)
@@ -76,12 +76,12 @@ def test_the_teacher_sees_four_frames_together_and_a_vector_a_cell(
     model = build.create(stage(tiny_setup, folder, ["tower"], teacher=str(teacher)))
     taught = distillation.Teacher(model, stage(tiny_setup, folder, ["tower"], teacher=str(teacher)))
     videos = [torch.randn(8, 3, 112, 112), torch.randn(4, 3, 84, 112)]
-    square, wide = taught.see(videos, torch.device("cpu"))
+    square, wide = taught.teacher_features(videos, torch.device("cpu"))
     assert square.shape == (8, 4, 4, WIDTH)
     assert wide.shape == (4, 3, 4, WIDTH)
     other = videos[0].clone()
     other[5] += 1
-    changed = taught.see([other], torch.device("cpu"))[0] != square
+    changed = taught.teacher_features([other], torch.device("cpu"))[0] != square
     assert not changed[:4].any()
     assert changed[4:].any(-1).all()
 
@@ -89,7 +89,7 @@ def test_the_teacher_sees_four_frames_together_and_a_vector_a_cell(
 def test_three_stages(tiny_setup: TinySetup, folder: Path, teacher: Path, tmp_path: Path) -> None:
     start = build.load_base(stage(tiny_setup, folder, []).base).state_dict()
     train.main(stage(tiny_setup, folder, ["tower", "projector"], teacher=str(teacher)), tmp_path / "align")
-    first = load_file(tmp_path / "align/final" / trainable.FILE)
+    first = load_file(tmp_path / "align/final" / trainable.BASE_FILE)
     assert {trainable.part_of(name) for name in first} == {"tower", "projector", "lesson"}
     # Batch norm learns too: its running mean has moved.
     moved = {name for name, x in first.items() if name in start and not torch.equal(x, start[name])}
@@ -97,10 +97,10 @@ def test_three_stages(tiny_setup: TinySetup, folder: Path, teacher: Path, tmp_pa
     before = str(tmp_path / "align/final")
     everything = ["tower", "projector", "llm"]
     train.main(stage(tiny_setup, folder, everything, before, str(teacher)), tmp_path / "pretrain")
-    second = load_file(tmp_path / "pretrain/final" / trainable.FILE)
+    second = load_file(tmp_path / "pretrain/final" / trainable.BASE_FILE)
     assert {trainable.part_of(name) for name in second} == {"tower", "projector", "lesson", "llm"}
     train.main(stage(tiny_setup, folder, everything, str(tmp_path / "pretrain/final")), tmp_path / "tuned")
-    third = load_file(tmp_path / "tuned/final" / trainable.FILE)
+    third = load_file(tmp_path / "tuned/final" / trainable.BASE_FILE)
     assert {trainable.part_of(name) for name in third} == {"tower", "projector", "llm"}
     model, _ = build.load(tmp_path / "tuned/final")
     assert all(torch.equal(model.base.state_dict()[name], x) for name, x in third.items())

@@ -14,10 +14,10 @@ from helpers.tiny_model import TinySetup, make_config
 
 from pave.checkpoints import build
 from pave.config import Config
-from pave.models.patched_model import Pave
+from pave.models.patched_model import PatchedModel
 from pave.tasks import sideworld
-from pave.training import dpo, train
-from pave.types import IGNORE, UserError
+from pave.training import dpo, recipe, train
+from pave.types import IGNORE_INDEX, UserError
 
 BETA = 0.3
 
@@ -26,8 +26,8 @@ BETA = 0.3
 def pairs(tiny_setup: TinySetup, tmp_path: Path) -> Config:
     """Every sound question of the tiny world; the worse answer is another word."""
     lines = [
-        {"id": q.qid, "video": q.video, "prompt": f"<video>\n{sideworld.prompt(q)}", "chosen": q.answers[0]}
-        for q in sideworld.load("train", tiny_setup.data)
+        {"id": q.qid, "video": q.video, "prompt": f"<video>\n{sideworld.Task().prompt(q)}", "chosen": q.answers[0]}
+        for q in sideworld.Task().load("train", tiny_setup.data)
         if q.group == "which_sound"
     ]
     for line in lines:
@@ -45,13 +45,13 @@ def pairs(tiny_setup: TinySetup, tmp_path: Path) -> Config:
 
 def test_margins_are_those_of_the_formula() -> None:
     torch.manual_seed(0)
-    labels = torch.tensor([[0, IGNORE, 2, 3], [0, 1, IGNORE, 4], [0, IGNORE, IGNORE, 1], [0, 2, 2, 2]])
+    labels = torch.tensor([[0, IGNORE_INDEX, 2, 3], [0, 1, IGNORE_INDEX, 4], [0, IGNORE_INDEX, IGNORE_INDEX, 1], [0, 2, 2, 2]])
     full = torch.randn(4, 4, 6)
-    given = full[:, :-1][labels[:, 1:] != IGNORE]
+    given = full[:, :-1][labels[:, 1:] != IGNORE_INDEX]
     reference = torch.tensor([-1.0, -2.0, -3.0, -4.0])
     logp = full.log_softmax(-1)
     by_hand = [
-        sum(logp[row, at - 1, label] for at, label in enumerate(labels[row].tolist()) if at and label != IGNORE)
+        sum(logp[row, at - 1, label] for at, label in enumerate(labels[row].tolist()) if at and label != IGNORE_INDEX)
         for row in range(4)
     ]
     found = dpo.margins(given, labels, reference, BETA)
@@ -59,14 +59,14 @@ def test_margins_are_those_of_the_formula() -> None:
         gain = (by_hand[i] - reference[i]) - (by_hand[2 + i] - reference[2 + i])
         assert found[i].item() == pytest.approx(BETA * gain.item(), abs=1e-5)
     want = sum(math.log1p(math.exp(-m)) for m in found.tolist()) / 2
-    assert dpo.loss(found).item() == pytest.approx(want, abs=1e-6)
+    assert dpo.dpo_loss(found).item() == pytest.approx(want, abs=1e-6)
 
 
 @torch.no_grad()
 def test_the_reference_is_the_model_before_training(pairs: Config, tmp_path: Path) -> None:
-    model, arguments = build.create(pairs).train(), train.training_arguments(pairs, tmp_path)
-    data = dpo.Pairs(pairs, model.base, "train", with_answers=True)
-    dpo.refer(model, {"preference": data}, tmp_path, arguments)
+    model, arguments = build.create(pairs).train(), recipe.training_arguments(pairs, tmp_path)
+    data = dpo.PreferenceDataset(pairs, model.base, "train", with_answers=True)
+    dpo.compute_reference_logps(model, {"preference": data}, tmp_path, arguments)
     assert model.training
     assert len(data.reference) == len(data) > 2
     whole = build.create(pairs).eval()
@@ -75,11 +75,11 @@ def test_the_reference_is_the_model_before_training(pairs: Config, tmp_path: Pat
         reference = batch.pop("reference")
         assert batch["ids"].shape[0] == 2
         outputs = whole(**batch)
-        found = dpo.log_probabilities(outputs["logits"], batch["labels"])
+        found = dpo.answer_logps(outputs["logits"], batch["labels"])
         torch.testing.assert_close(found, reference, atol=1e-5, rtol=1e-5)
     # A second run does not ask again.
-    again = dpo.Pairs(pairs, model.base, "train", with_answers=True)
-    dpo.refer(Pave(model.base, {}), {"preference": again}, tmp_path, arguments)
+    again = dpo.PreferenceDataset(pairs, model.base, "train", with_answers=True)
+    dpo.compute_reference_logps(PatchedModel(model.base, {}), {"preference": again}, tmp_path, arguments)
     assert again.reference == data.reference
 
 
@@ -88,18 +88,18 @@ def test_a_video_is_looked_at_once_for_both_answers(pairs: Config) -> None:
     model = build.create(pairs).train()
     for x in model.patches.parameters():
         torch.nn.init.normal_(x, std=0.3)
-    data = dpo.Pairs(pairs, model.base, "train", with_answers=True)
+    data = dpo.PreferenceDataset(pairs, model.base, "train", with_answers=True)
     once = [data[0]._replace(reference=torch.zeros(2)), data[2]._replace(reference=torch.zeros(2))]
     assert once[0].chosen.pixels is not None
-    guided = [(p.chosen._replace(guide=[1]), p.rejected._replace(guide=[2])) for p in once]
-    twice = [dpo.Pair(chosen, rejected, p.reference) for p, (chosen, rejected) in zip(once, guided)]
+    guided = [(p.chosen._replace(prompt_ids=[1]), p.rejected._replace(prompt_ids=[2])) for p in once]
+    twice = [dpo.PreferencePair(chosen, rejected, p.reference) for p, (chosen, rejected) in zip(once, guided)]
     found = []
     for some, videos in ((once, 2), (twice, 4)):
         batch = dpo.collate(some, model.base.tokenizer.pad_token_id)
-        batch.pop("guides", None)
+        batch.pop("prompt_ids", None)
         assert len(batch["pixels"]) == len(batch["frame_seconds"]) == videos
         model.zero_grad()
-        loss = dpo.Preference(BETA)(model, batch)["loss"]
+        loss = dpo.PreferenceLoss(BETA)(model, batch)["loss"]
         loss.backward()
         found.append([loss, *(x.grad for x in model.patches.parameters() if x.grad is not None)])
     assert len(found[0]) > 5
@@ -127,4 +127,4 @@ def test_questions_without_a_worse_answer_are_refused(tiny_setup: TinySetup) -> 
     config = dataclasses.replace(make_config(*tiny_setup), dpo_beta=BETA)
     base = build.load_base(config.base)
     with pytest.raises(UserError, match="has no worse answer"):
-        dpo.Pairs(config, base, "train", with_answers=True)
+        dpo.PreferenceDataset(config, base, "train", with_answers=True)

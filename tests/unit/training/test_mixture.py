@@ -16,7 +16,7 @@ from pave import config as configs
 from pave.checkpoints import build
 from pave.config import Config, PatchConfig, TaskConfig
 from pave.data.collate import collate
-from pave.data.dataset import Questions
+from pave.data.dataset import QuestionDataset
 from pave.training import mixture as mix
 from pave.training import train
 from pave.types import UserError
@@ -52,22 +52,13 @@ def mixture(temperature: float = 1.0, **weights: float) -> Config:
     ],
 )
 def test_shares(config: Config, sizes: list[int], expected: list[int]) -> None:
-    counts = mix.shares(config, sizes)
+    counts = mix.questions_per_epoch(config, sizes)
     assert sum(counts) == sum(sizes)
     assert counts == expected
 
 
-@pytest.mark.parametrize(
-    ("config", "name"),
-    [(mixture(0.0, a=1), "temperature"), (mixture(a=-1.0), r"mix\.a\.weight"), (mixture(a=float("nan")), "weight")],
-)
-def test_shares_that_make_no_sense(config: Config, name: str) -> None:
-    with pytest.raises(UserError, match=rf"{name}=.*above 0"):
-        mix.shares(config, [5])
-
-
 def order(sizes: list[int], counts: list[int], epoch: int = 0, seed: int = 0, **grouping: Any) -> list[int]:
-    return list(mix.Order(sizes, counts, seed, lambda: epoch, **grouping))
+    return list(mix.MixtureSampler(sizes, counts, seed, lambda: epoch, **grouping))
 
 
 def test_an_epoch_holds_every_question_once() -> None:
@@ -98,7 +89,7 @@ def test_each_task_feeds_its_own_patch(joint: Config) -> None:
     model = build.create(joint)
     for patch in model.patches.values():
         torch.nn.init.normal_(patch.out_norm.weight)
-    parts = {name: Questions(one, model.base, "train", True) for name, one in mix.tasks(joint).items()}
+    parts = {name: QuestionDataset(one, model.base, "train", True) for name, one in mix.task_configs(joint).items()}
     assert {name: list(part[0].sides) for name, part in parts.items()} == {"near": ["audio"], "far": ["echo"]}
     assert parts["near"].root != parts["far"].root
     near, far = parts["near"][0], parts["far"][3]
@@ -127,11 +118,11 @@ def test_a_patch_on_no_valid_step_adds_exactly_nothing(joint: Config, changes: d
     model = build.create(dataclasses.replace(joint, sides=sides))
     for patch in model.patches.values():
         torch.nn.init.normal_(patch.out_norm.weight)
-    near = Questions(mix.tasks(joint)["near"], model.base, "train", True)
+    near = QuestionDataset(mix.task_configs(joint)["near"], model.base, "train", True)
     samples = [near[0], near[5]]
     for few in (samples[:1], samples[:2]):
         model.zero_grad()
-        apart, together = (collate(few, 0, widths=widths) for widths in (None, {"audio": SIDE_DIM, "echo": SIDE_DIM}))
+        apart, together = (collate(few, 0, side_dims=dims) for dims in (None, {"audio": SIDE_DIM, "echo": SIDE_DIM}))
         assert list(together["sides"]) == ["audio", "echo"]
         losses = [model(**batch)["loss"] for batch in (apart, together)]
         assert torch.equal(*losses)
@@ -167,7 +158,7 @@ def test_a_joint_run_trains_all_and_resumes(
     options = ["data.sides=[echo]", f"data.root={joint.data.mixture['far'].root}"]
     model, config = build.load(stopped / "final", options)
     assert {n for n, p in model.patches.items() if p.out_norm.weight.abs().max() > 0} == {"audio", "echo"}
-    assert list(Questions(config, model.base, "test", with_answers=False)[0].sides) == ["echo"]
+    assert list(QuestionDataset(config, model.base, "test", with_answers=False)[0].sides) == ["echo"]
 
 
 def test_bad_mixtures(joint: Config, tmp_path: Path) -> None:

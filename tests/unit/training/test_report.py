@@ -22,9 +22,9 @@ from pave.checkpoints import build
 from pave.cli import main
 from pave.config import Config, LoraConfig
 from pave.data.collate import collate
-from pave.data.dataset import Questions
-from pave.training import mixture, report, step_metrics, train
-from pave.types import VIDEO, UserError
+from pave.data.dataset import QuestionDataset
+from pave.training import mixture, recipe, report, step_metrics, train
+from pave.types import VIDEO_TOKEN_ID, UserError
 from pave.utils import html
 
 MEASURED = {
@@ -55,16 +55,16 @@ def test_the_numbers_of_a_step_are_those_computed_by_hand(
     (got,) = records(tmp_path / "run")
     set_seed(42)
     model = build.create(config)
-    data = Questions(config, model.base, "train", with_answers=True)
-    order = list(mixture.Order([len(data)], [len(data)], 42, lambda: 0))
+    data = QuestionDataset(config, model.base, "train", with_answers=True)
+    order = list(mixture.MixtureSampler([len(data)], [len(data)], 42, lambda: 0))
     batches = [collate([data[i] for i in order[k : k + 2]], 0) for k in (0, 2)]
     added, seen = [], []
     for batch in batches:
         (model(**batch)["loss"] / 2).backward()
         with torch.no_grad():
             query = model.base.encode(batch["pixels"]).query
-            added.append(-0.5 * model._update(model.patches["audio"], query, batch["sides"]["audio"], None))
-            seen.append(model.splice(batch["ids"], batch["pixels"], batch["sides"])[batch["ids"] == VIDEO])
+            added.append(-0.5 * model.patch_update(model.patches["audio"], query, batch["sides"]["audio"], None))
+            seen.append(model.splice(batch["ids"], batch["pixels"], batch["sides"])[batch["ids"] == VIDEO_TOKEN_ID])
     named = {n: p for n, p in model.named_parameters() if p.requires_grad}
     parts = {
         "lora": ([p for n, p in named.items() if ".lora_" in n], 1e-3),
@@ -91,8 +91,8 @@ def test_the_numbers_of_a_step_are_those_computed_by_hand(
 def test_a_side_channel_that_is_not_there_is_not_heard(tiny_setup: TinySetup, tmp_path: Path) -> None:
     config = going_on(tiny_setup, tmp_path)
     model = build.create(config)
-    data = {"sideworld": Questions(config, model.base, "train", with_answers=True)}
-    trainer = train.PaveTrainer(config, model, train.training_arguments(config, tmp_path), data)
+    data = {"sideworld": QuestionDataset(config, model.base, "train", with_answers=True)}
+    trainer = train.PaveTrainer(config, model, recipe.training_arguments(config, tmp_path), data)
     batch = collate([data["sideworld"][0], data["sideworld"][5]], 0)
     x, steps = batch["sides"]["audio"]["x"], batch["sides"]["audio"]["steps"]
     deaf = {**batch, "sides": {"audio": {"x": torch.zeros_like(x), "steps": [0, 0], "seconds": None}}}
@@ -108,8 +108,8 @@ def test_a_side_channel_that_is_not_there_is_not_heard(tiny_setup: TinySetup, tm
 
     with torch.no_grad():
         query = model.base.encode(batch["pixels"]).query
-        added = -0.5 * model._update(model.patches["audio"], query, half["sides"]["audio"], None)
-        seen = model.splice(half["ids"], half["pixels"], half["sides"])[half["ids"] == VIDEO]
+        added = -0.5 * model.patch_update(model.patches["audio"], query, half["sides"]["audio"], None)
+        seen = model.splice(half["ids"], half["pixels"], half["sides"])[half["ids"] == VIDEO_TOKEN_ID]
     assert not added[1].any()
     expected = (added[0].square().mean() / seen.square().mean()).sqrt().item()
     assert loudness(half) == pytest.approx(expected, rel=1e-5)
@@ -120,8 +120,8 @@ def test_measuring_changes_nothing_and_happens_on_logged_steps_only(
     tiny_setup: TinySetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[int] = []
-    measure = step_metrics.norm
-    monkeypatch.setattr(step_metrics, "norm", lambda tensors: calls.append(len(tensors)) or measure(tensors))
+    measure = step_metrics.total_norm
+    monkeypatch.setattr(step_metrics, "total_norm", lambda tensors: calls.append(len(tensors)) or measure(tensors))
     for every in (1, 3, 100):
         calls.clear()
         train.main(make_config(*tiny_setup, max_steps=6, logging_steps=every), tmp_path / str(every))
@@ -215,8 +215,8 @@ def made_up(steps: int) -> list[dict[str, Any]]:
 def test_the_page_is_whole_and_needs_nothing_from_outside(tmp_path: Path, steps: int) -> None:
     settings = {"max_grad_norm": 0.1, "output": "<b>"}
     config = dataclasses.replace(Config(), sides={})
-    report.begin(tmp_path, {**report.facts(config, settings, "a table", "a machine"), "steps": 200}, resumed=False)
-    report.write(tmp_path, made_up(steps))
+    report.write_run_facts(tmp_path, {**report.run_facts(config, settings, "a table", "a machine"), "steps": 200}, resumed=False)
+    report.write_report(tmp_path, made_up(steps))
     text = (tmp_path / "report.html").read_text()
     page_ = Checker(text)
     assert not re.search(r"https?:|//|url\(|@import|<script", text.replace("<!doctype html>", ""))
@@ -240,17 +240,17 @@ def test_the_page_is_whole_and_needs_nothing_from_outside(tmp_path: Path, steps:
 def test_a_log_from_before_there_was_more(tmp_path: Path) -> None:
     old = [{"loss": 2.0, "grad_norm": 1.0, "learning_rate": 1e-3, "epoch": 0.5, "step": 10}]
     (tmp_path / "log.json").write_text(json.dumps(old))
-    report.main(tmp_path)
+    report.render_report(tmp_path)
     labels = [a["aria-label"] for tag, a in Checker((tmp_path / "report.html").read_text()).tags if tag == "svg"]
     assert labels == ["Loss", "Learning rate", "Gradient norm"]
 
 
 def test_what_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no log\.json in it; expected the folder of a `pave train` that has saved"):
-        report.main(tmp_path)
+        report.render_report(tmp_path)
     (tmp_path / "log.json").write_text("[{")
-    with pytest.raises(UserError, match=r"log\.json: not JSON .* expected what `pave train` wrote"):
-        report.main(tmp_path)
+    with pytest.raises(UserError, match=r"log\.json: not valid JSON .* expected what `pave train` wrote"):
+        report.render_report(tmp_path)
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (0, 0), (3.2, 3.2), (-1, 7), (0, 119), (2e-7, 9e-6), (0, 1234567)])

@@ -21,43 +21,43 @@ from torch import nn
 from pave import config as configs
 from pave.checkpoints import build, patch_folder
 from pave.config import BaseConfig, Config
-from pave.data.dataset import Questions
-from pave.models.bases.llava_onevision import LlavaOnevision
-from pave.models.patched_model import Pave
+from pave.data.dataset import QuestionDataset
+from pave.models.base import get_base
+from pave.models.bases.llava_onevision import Base as LlavaOnevision
+from pave.models.patched_model import PatchedModel
 from pave.sideworld import scene as world
 from pave.tasks import sideworld as task
 from pave.training.tiny_models import instruction_tuning, other_bases, vision_distillation
-from pave.training.tiny_models.architectures import BASES, ROWS, Small
-from pave.training.tiny_models.optimisation import FIRST_SEED
+from pave.training.tiny_models.architectures import BASES, TOKEN_ROWS, TinyBase
+from pave.training.tiny_models.scenes import FIRST_SEED
 from pave.types import UserError
-from pave.utils import registry
 
 
 @pytest.fixture(scope="module")
 def teacher() -> LlavaOnevision:
-    return other_bases.shipped()
+    return other_bases.load_teacher()
 
 
 @pytest.fixture(scope="module", params=list(BASES))
-def grafted(request: pytest.FixtureRequest, teacher: LlavaOnevision) -> tuple[str, Small]:
+def grafted(request: pytest.FixtureRequest, teacher: LlavaOnevision) -> tuple[str, TinyBase]:
     torch.manual_seed(0)
     small = BASES[request.param]()
     small.base.eval().requires_grad_(False)
-    other_bases.graft(small.base, teacher)
+    other_bases.copy_language_model(small.base, teacher)
     return request.param, small
 
 
-def logits(small: Small, base: nn.Module) -> torch.Tensor:
+def logits(small: TinyBase, base: nn.Module) -> torch.Tensor:
     """At every place of a question about one scene."""
-    small = Small(base, small.frames, small.quarters, small.last, small.save)
-    [one] = instruction_tuning.look(small, 1, FIRST_SEED)
+    small = TinyBase(base, small.frames, small.quarters, small.last, small.save)
+    [one] = instruction_tuning.encode_scenes(small, 1, FIRST_SEED)
     model = instruction_tuning.Pave(base, {})
-    return instruction_tuning.say(model, [one], [instruction_tuning._sample(base, one, [one.last], one.plain.float())])[
-        1
-    ]
+    return instruction_tuning.forward_cached(
+        model, [one], [instruction_tuning.build_sample(base, one, [one.last], one.plain.float())]
+    )[1]
 
 
-def test_words_mean_what_they_mean_to_the_shipped_base(grafted: tuple[str, Small], teacher: LlavaOnevision) -> None:
+def test_words_mean_what_they_mean_to_the_shipped_base(grafted: tuple[str, TinyBase], teacher: LlavaOnevision) -> None:
     base = grafted[1].base
     mine, old = base.tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
     words, table = base.hf.get_input_embeddings().weight, teacher.hf.get_input_embeddings().weight
@@ -71,20 +71,20 @@ def test_words_mean_what_they_mean_to_the_shipped_base(grafted: tuple[str, Small
     torch.testing.assert_close(words[mine[hum]], table[old["hum"]], rtol=0, atol=0)
 
 
-def test_softening_and_saving_change_no_answer(grafted: tuple[str, Small], tmp_path: Path) -> None:
+def test_softening_and_saving_change_no_answer(grafted: tuple[str, TinyBase], tmp_path: Path) -> None:
     name, small = grafted
     before = logits(small, small.base)
-    other_bases.soften(small.base.lm, small.last, other_bases.SOFT)
+    other_bases.scale_residual_stream(small.base.llm, small.last, other_bases.RESIDUAL_SCALE)
     small.save(tmp_path / "base")
-    loaded = registry.load("bases", name).load(str(tmp_path / "base"))
+    loaded = get_base(name).load(str(tmp_path / "base"))
     after = logits(small, loaded)
-    other_bases.soften(small.base.lm, small.last, 1 / other_bases.SOFT)
+    other_bases.scale_residual_stream(small.base.llm, small.last, 1 / other_bases.RESIDUAL_SCALE)
     # Visual tokens go through bfloat16 in both.
     assert (before - after).norm() < 0.03 * before.norm()
     assert torch.equal(before.argmax(-1)[0, -3:], after.argmax(-1)[0, -3:])
 
 
-def test_turned_it_answers_as_before_in_other_coordinates(grafted: tuple[str, Small]) -> None:
+def test_turned_it_answers_as_before_in_other_coordinates(grafted: tuple[str, TinyBase]) -> None:
     name, small = grafted
     before = logits(small, small.base)
     state = {name: x.clone() for name, x in small.base.state_dict().items()}
@@ -98,13 +98,13 @@ def test_turned_it_answers_as_before_in_other_coordinates(grafted: tuple[str, Sm
     assert torch.cosine_similarity(words, old).abs().mean() < 0.15
 
 
-def test_a_row_tells_of_four_quarters_every_half_second(grafted: tuple[str, Small], teacher: LlavaOnevision) -> None:
+def test_a_row_tells_of_four_quarters_every_half_second(grafted: tuple[str, TinyBase], teacher: LlavaOnevision) -> None:
     small = grafted[1]
-    pixels, pictures, facts, heights, captions = next(iter(vision_distillation.Glimpses(small, teacher, 0)))
-    rows = vision_distillation.AT_ONCE * ROWS // small.frames
+    pixels, pictures, facts, heights, captions = next(iter(vision_distillation.DistillationStream(small, teacher, 0)))
+    rows = vision_distillation.CLIP_FRAMES * TOKEN_ROWS // small.frames
     assert (len(pixels), heights.shape, captions.shape, facts.shape) == (rows, (rows, 2), (rows, 2), (3, 2))
-    assert len(pictures) == vision_distillation.AT_ONCE
-    seen = small.quarters(vision_distillation.encode(small.base, pixels[None], "Which sound is heard?"))
+    assert len(pictures) == vision_distillation.CLIP_FRAMES
+    seen = small.quarters(vision_distillation.encode_visual_tokens(small.base, pixels[None], "Which sound is heard?"))
     assert seen.shape == (1, rows, 4, 128)
 
 
@@ -112,18 +112,18 @@ def test_lessons_teach(teacher: LlavaOnevision) -> None:
     """What a few steps of each lesson bring: loss goes down, and only what should learn does."""
     torch.manual_seed(0)
     small = BASES["ppllava"]()
-    other_bases.graft(small.base, teacher)
+    other_bases.copy_language_model(small.base, teacher)
     before = {name: x.clone() for name, x in small.base.state_dict().items()}
-    vision_distillation.heed(small, 2, 0, batch=2)
+    vision_distillation.train_prompt_relevance(small, 2, 0, batch=2)
     changed = {name for name, x in small.base.state_dict().items() if not torch.equal(x, before[name])}
     assert changed
     assert all("clip_visual" in name or "clip_text_projection" in name for name in changed)
-    vision_distillation.see(small, teacher, 2, 0, batch=2)
-    instruction_tuning.talk(small, 4, 2, 0, batch=2)
+    vision_distillation.distill_vision(small, teacher, 2, 0, batch=2)
+    instruction_tuning.instruction_tune(small, 4, 2, 0, batch=2)
     changed = {name for name, x in small.base.state_dict().items() if not torch.equal(x, before[name])}
     assert any(name.startswith("vision_tower.") for name in changed)
     assert any(name.startswith("hf.model.layers.3.") for name in changed)
-    found = instruction_tuning.exam(small, 5)
+    found = instruction_tuning.evaluate_tiny(small, 5)
     assert len(found) == 10
     assert set(found.values()) <= {0.0, 1.0}
 
@@ -131,10 +131,10 @@ def test_lessons_teach(teacher: LlavaOnevision) -> None:
 def test_what_is_sought_is_where_the_thing_is() -> None:
     base = BASES["ppllava"]().base
     chosen = list(vision_distillation.key_frames(8))
-    for i, (_, guide, shown) in zip(range(5), vision_distillation.Sought(base, 8, 0)):
+    for i, (_, guide, shown) in zip(range(5), vision_distillation.RelevanceStream(base, 8, 0)):
         scene = world.scene(FIRST_SEED + i)
-        question = task.ask(scene)[(FIRST_SEED + i) % 5]
-        assert guide.tolist()[0] == base.reader.convert_tokens_to_ids("<|startoftext|>")
+        question = task.scene_questions(scene)[(FIRST_SEED + i) % 5]
+        assert guide.tolist()[0] == base.prompt_tokenizer.convert_tokens_to_ids("<|startoftext|>")
         pictures = world.render(scene, chosen).astype(int)
         strange = np.abs(pictures - np.array(scene.background)).sum(-1) > 120
         patches = np.stack(
@@ -151,14 +151,16 @@ def test_before_pooling_a_patch_that_adds_nothing_changes_nothing(tmp_path: Path
     torch.manual_seed(0)
     small = BASES["ppllava"]()
     small.save(tmp_path / "base")
-    after = registry.load("bases", "ppllava").load(str(tmp_path / "base"))
-    before = registry.load("bases", "experiments.patch_before_pooling").load(str(tmp_path / "base"))
+    after = get_base("ppllava").load(str(tmp_path / "base"))
+    before = get_base("experiments.patch_before_pooling").load(str(tmp_path / "base"))
     assert isinstance(before, before_pooling.Before)
     pixels = after.preprocess(world.render(world.scene(0), range(8)))[None]
-    guides = torch.tensor([after.reader("Which sound is heard?").input_ids])
-    told, pooled = before.encode(pixels, guides), after.encode(pixels, guides)
+    prompt_ids = torch.tensor([after.prompt_tokenizer("Which sound is heard?").input_ids])
+    told, pooled = before.encode(pixels, prompt_ids), after.encode(pixels, prompt_ids)
     assert (told.query.shape, pooled.query.shape) == ((1, 4, 72, 96), (1, 4, 4, 96))
-    torch.testing.assert_close(before.layout(told.embeds), after.layout(pooled.embeds), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        before.arrange_tokens(told.embeds), after.arrange_tokens(pooled.embeds), rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("learns", ["nothing", "output", "all"])
@@ -174,13 +176,13 @@ def test_a_carried_patch_learns_its_output_map_at_most(tmp_path: Path, learns: k
     patch_folder.save(model, config, tmp_path / "source")
     [one, *_] = kept.keep(model, config, "test", 1)
     assert one.pixels is not None
-    pixels = Questions(config, model.base, "test", with_answers=True)[0].pixels
+    pixels = QuestionDataset(config, model.base, "test", with_answers=True)[0].pixels
     assert pixels is not None
     tower = model.base.vision_tower(pixels[None].unflatten(2, (2, 3)).flatten(1, 2))
     again = kept.Kept()(one.pixels[None].unflatten(2, (2, 3)).flatten(1, 2))
     assert (again - tower).norm() < 0.03 * tower.norm()
 
-    trained: list[Pave] = []
+    trained: list[PatchedModel] = []
     created = build.create
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(build, "create", lambda config: trained.append(created(config)) or trained[0])
@@ -205,12 +207,14 @@ def test_a_carried_patch_learns_its_output_map_at_most(tmp_path: Path, learns: k
 @pytest.mark.slow
 def test_another_base_learns_to_see_and_what_sounds_are(tmp_path: Path) -> None:
     """Video-LLaVA, twice as long as in the documents: the picture and captions tell it, else it must guess."""
-    found = other_bases.learn("video_llava", tmp_path / "base", other_bases.LESSONS["video_llava"]._replace(see=800))
+    found = other_bases.pretrain(
+        "video_llava", tmp_path / "base", other_bases.SCHEDULES["video_llava"]._replace(see=800)
+    )
     assert min(found["bigger_color"], found["captioned bigger_color"], found["captioned which_sound"]) >= 0.95
     assert found["shape_of_color"] >= 0.8
     # 50 questions: chance is 1/8, four standard deviations .19.
     assert found["which_sound"] < 0.32
-    assert registry.load("bases", "video_llava").load(str(tmp_path / "base")).visual_tokens(16) == 80
+    assert get_base("video_llava").load(str(tmp_path / "base")).num_visual_tokens(16) == 80
 
 
 @pytest.mark.slow

@@ -16,13 +16,13 @@ from peft import PeftModel
 from pave.checkpoints import build, patch_folder
 from pave.config import BaseConfig, Config, LoraConfig, PatchConfig
 from pave.data.collate import collate
-from pave.data.dataset import Questions
+from pave.data.dataset import QuestionDataset
 from pave.models import lora
 from pave.models.bases import llava_onevision
-from pave.models.bases._loading import Settings
-from pave.models.patched_model import Pave
+from pave.models.base import LoadSettings
+from pave.models.patched_model import PatchedModel
 from pave.tasks import sideworld
-from pave.training import mixture, train
+from pave.training import mixture, recipe, resume, train
 from pave.types import UserError
 
 PROJECTIONS = [f"self_attn.{p}_proj" for p in "qkvo"] + [f"mlp.{p}_proj" for p in ("gate", "up", "down")]
@@ -42,8 +42,8 @@ def test_exactly_patch_and_lora_train(tiny_setup: TinySetup) -> None:
 def test_a_fresh_model_is_the_base_bit_for_bit(tiny_setup: TinySetup) -> None:
     config = make_config(*tiny_setup)
     model = build.create(config).eval()
-    plain = Pave(llava_onevision.load(str(tiny_setup.base)), {}).eval()
-    data = Questions(config, model.base, "train", with_answers=True)
+    plain = PatchedModel(llava_onevision.Base.load(str(tiny_setup.base)), {}).eval()
+    data = QuestionDataset(config, model.base, "train", with_answers=True)
     batch = collate([data[0], data[1], data[2]], 0)
     with torch.no_grad():
         patched = model(**batch)["logits"]
@@ -55,14 +55,14 @@ def test_a_sample_without_the_side_channel_gets_exactly_nothing(tiny_setup: Tiny
     config = make_config(*tiny_setup)
     model = build.create(config).eval()
     torch.nn.init.normal_(model.patches["audio"].out_norm.weight)
-    data = Questions(config, model.base, "train", with_answers=True)
+    data = QuestionDataset(config, model.base, "train", with_answers=True)
     first, second = data[0], data[5]
     deaf = first._replace(sides={"audio": None})
     with torch.no_grad():
         mixed = model.fuse(*visual(collate([deaf, second], 0)))
         heard = model.fuse(*visual(collate([first, second], 0)))
         none = model.fuse(*visual(collate([deaf], 0)))
-        base = model.base.layout(model.base.encode(first.pixels[None]).embeds)
+        base = model.base.arrange_tokens(model.base.encode(first.pixels[None]).embeds)
     assert torch.equal(mixed[0], base[0])
     assert torch.equal(none, base)
     assert torch.allclose(mixed[1], heard[1], atol=1e-6)
@@ -76,7 +76,7 @@ def visual(batch: dict) -> tuple:
 def test_logits_only_where_labels_are(tiny_setup: TinySetup) -> None:
     config = make_config(*tiny_setup)
     model = build.create(config).eval()
-    batch = collate([Questions(config, model.base, "train", with_answers=True)[0]], 0)
+    batch = collate([QuestionDataset(config, model.base, "train", with_answers=True)[0]], 0)
     out = model(**batch)
     assert out["logits"].shape == ((batch["labels"][:, 1:] != -100).sum(), len(model.base.tokenizer))
 
@@ -127,7 +127,7 @@ def test_training_changes_patch_and_lora_and_loads_back(tiny_setup: TinySetup, t
     adapter = lora.state(model.base.hf)
     assert all(x.abs().max() > 0 for name, x in adapter.items() if "lora_B" in name)
     # The adapter is a plain peft folder: peft alone puts the same weights on the HF model.
-    bare = llava_onevision.load(str(tiny_setup.base)).hf
+    bare = llava_onevision.Base.load(str(tiny_setup.base)).hf
     wrapped = PeftModel.from_pretrained(bare, final)
     named = dict(wrapped.named_parameters())
     for name, x in adapter.items():
@@ -137,7 +137,7 @@ def test_training_changes_patch_and_lora_and_loads_back(tiny_setup: TinySetup, t
 def test_patch_and_lora_have_their_own_rates(tiny_setup: TinySetup, tmp_path: Path) -> None:
     config = make_config(*tiny_setup)
     model = build.create(config)
-    groups = train.parameter_groups(config, model, train.training_arguments(config, tmp_path))
+    groups = train.parameter_groups(config, model, recipe.training_arguments(config, tmp_path))
     assert [g["lr"] for g in groups] == [1e-3, 5e-3]
     counts = [sum(p.numel() for p in g["params"]) for g in groups]
     assert sum(counts) == sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -159,7 +159,7 @@ def test_patch_alone_without_lora(tiny_setup: TinySetup, tmp_path: Path) -> None
     train.main(config, tmp_path)
     assert sorted(f.name for f in (tmp_path / "final").iterdir()) == ["patch.safetensors", "pave.yaml"]
     model, _ = build.load(tmp_path / "final")
-    assert not lora.has_lora(model.base.hf)
+    assert not lora.names(model.base.hf)
 
 
 def test_a_half_precision_base_trains_with_float32_patch_and_lora(tiny_setup: TinySetup, tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_checkpoint_of_another_base_is_refused(tiny_setup: TinySetup, tmp_path: 
     config = make_config(*tiny_setup)
     patch_folder.save(build.create(config), config, tmp_path / "ckpt")
     text = (tmp_path / "ckpt/pave.yaml").read_text()
-    (tmp_path / "ckpt/pave.yaml").write_text(text.replace("width: 16", "width: 32"))
+    (tmp_path / "ckpt/pave.yaml").write_text(text.replace("hidden_dim: 16", "hidden_dim: 32"))
     with pytest.raises(UserError, match=r"has shape .* expected .* another base"):
         build.load(tmp_path / "ckpt")
 
@@ -192,13 +192,13 @@ def test_checkpoint_of_another_base_is_refused(tiny_setup: TinySetup, tmp_path: 
 def test_the_loss_is_the_mean_of_a_steps_label_tokens_or_of_micro_batches(
     tiny_setup: TinySetup, tmp_path: Path, whole_step: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sideworld, "target", fault_injection.wordy)
+    monkeypatch.setattr(sideworld.Task, "target", staticmethod(fault_injection.wordy))
     config = make_config(*tiny_setup, max_steps=1, average_tokens_across_devices=whole_step)
     config = dataclasses.replace(config, lora=LoraConfig(r=2, dropout=0.0))
     train.main(config, tmp_path)
     model = build.create(config)
-    data = Questions(config, model.base, "train", with_answers=True)
-    order = list(mixture.Order([len(data)], [len(data)], 42, lambda: 0))
+    data = QuestionDataset(config, model.base, "train", with_answers=True)
+    order = list(mixture.MixtureSampler([len(data)], [len(data)], 42, lambda: 0))
     with torch.no_grad():
         parts = [model(**collate([data[i] for i in order[k : k + 2]], 0)) for k in (0, 2)]
     tokens = [len(part["logits"]) for part in parts]
@@ -211,14 +211,14 @@ def test_the_loss_is_the_mean_of_a_steps_label_tokens_or_of_micro_batches(
 def test_a_save_over_an_older_one_takes_its_mark_away(tiny_setup: TinySetup, tmp_path: Path) -> None:
     config = make_config(*tiny_setup)
     model = build.create(config)
-    data = {"sideworld": Questions(config, model.base, "train", with_answers=True)}
-    trainer = train.PaveTrainer(config, model, train.training_arguments(config, tmp_path), data)
+    data = {"sideworld": QuestionDataset(config, model.base, "train", with_answers=True)}
+    trainer = train.PaveTrainer(config, model, recipe.training_arguments(config, tmp_path), data)
     (tmp_path / "checkpoint-2").mkdir()
     (tmp_path / "checkpoint-2/trainer_state.json").write_text("{}")
-    assert train.newest_checkpoint(tmp_path).endswith("checkpoint-2")
+    assert resume.newest_checkpoint(tmp_path).endswith("checkpoint-2")
     trainer.save_model(str(tmp_path / "checkpoint-2"))
     with pytest.raises(UserError, match="no finished checkpoint"):
-        train.newest_checkpoint(tmp_path)
+        resume.newest_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize("how", ["int8", "nf4"])
@@ -228,8 +228,8 @@ def test_a_quantized_base_trains(tiny_setup: TinySetup, tmp_path: Path, how: str
     config = dataclasses.replace(config, base=dataclasses.replace(config.base, quantize=how, dtype="bfloat16"))
     model = build.create(config)
     small = {"int8": torch.int8, "nf4": torch.uint8}[how]
-    assert model.base.lm.layers[0].mlp.up_proj.get_base_layer().weight.dtype == small
-    assert model.base.hf.model.vision_tower.dtype == model.base.head.weight.dtype == torch.bfloat16
+    assert model.base.llm.layers[0].mlp.up_proj.get_base_layer().weight.dtype == small
+    assert model.base.hf.model.vision_tower.dtype == model.base.lm_head.weight.dtype == torch.bfloat16
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     train.main(config, tmp_path)
     trained, _ = build.load(tmp_path / "final")
@@ -239,7 +239,7 @@ def test_a_quantized_base_trains(tiny_setup: TinySetup, tmp_path: Path, how: str
 def test_a_quantized_base_needs_its_package(tiny_setup: TinySetup, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"base\.quantize=nf4: the package bitsandbytes is not installed"):
-        llava_onevision.load(str(tiny_setup.base), Settings(quantize="nf4"))
+        llava_onevision.Base.load(str(tiny_setup.base), LoadSettings(quantize="nf4"))
 
 
 @pytest.mark.parametrize(
@@ -252,4 +252,4 @@ def test_a_quantized_base_needs_its_package(tiny_setup: TinySetup, monkeypatch: 
 )
 def test_settings_that_would_be_ignored_or_break_later(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        train.check_arguments(Config(train=settings))
+        recipe.check_arguments(Config(train=settings))
