@@ -1,6 +1,6 @@
-"""`pave bench bases`: from frames to the tokens that an LLM reads, several bases in turns; true sizes, random weights.
+"""`pave bench bases`: from frames to visual tokens, several bases in turns, at true sizes with random weights.
 
-The visual part alone has weights, and only while its turn lasts; of the LLM the work is counted on shapes.
+Only the visual part has weights, and only during its turn; the work of the LLM is counted on shapes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -22,25 +22,27 @@ from tqdm import tqdm
 from transformers import DynamicCache
 
 from pave.analysis import op_counter, profile
+from pave.analysis.bench_patch import DType
 from pave.checkpoints import build
 from pave.config import BaseConfig
-from pave.models.patched_model import Pave
+from pave.models.base import Base, Newline
+from pave.models.patched_model import PatchedModel
 from pave.models.trainable import part_of
 from pave.types import UserError
+from pave.utils import tables
 from pave.utils.registry import nearest
 
-DType = Literal["float32", "bfloat16"]
-WORDS = 12
-"""Tokens of a question, for a base that looks by it."""
+QUESTION_TOKENS = 12
+"""Tokens of a question, for a base that is `prompt_conditioned`."""
 
 
-class Known(NamedTuple):
+class BaseSize(NamedTuple):
     """A base at a size whose LLM has 7 or 8 billion parameters."""
 
     path: str
-    newline: Literal["grid", "no_token"] = "no_token"
+    newline: Newline = "no_token"
     config: dict[str, Any] | None = None
-    """config.json, where no published name stands for the shapes."""
+    """config.json, where no hub name gives the shapes."""
 
 
 _VICUNA = {
@@ -52,15 +54,15 @@ _PPLLAVA = {
     **{"pooling_kernel": [2, 3, 3], "pooling_stride": [2, 3, 3], "vision_config": {}, "text_config": _VICUNA},
 }
 BASES = {
-    "llava_onevision": Known("lmms-lab/llava-onevision-qwen2-7b-ov", "grid"),
-    "video_llava": Known("LanguageBind/Video-LLaVA-7B"),
-    "video_panda": Known("jh-yi/Video-Panda-7B"),
-    "ppllava": Known("", config=_PPLLAVA),
-    "qwen2_5_vl": Known("Qwen/Qwen2.5-VL-7B-Instruct"),
-    "qwen3_vl": Known("Qwen/Qwen3-VL-8B-Instruct"),
-    "internvl": Known("OpenGVLab/InternVL3-8B-hf"),
+    "llava_onevision": BaseSize("lmms-lab/llava-onevision-qwen2-7b-ov", "grid"),
+    "video_llava": BaseSize("LanguageBind/Video-LLaVA-7B"),
+    "video_panda": BaseSize("jh-yi/Video-Panda-7B"),
+    "ppllava": BaseSize("", config=_PPLLAVA),
+    "qwen2_5_vl": BaseSize("Qwen/Qwen2.5-VL-7B-Instruct"),
+    "qwen3_vl": BaseSize("Qwen/Qwen3-VL-8B-Instruct"),
+    "internvl": BaseSize("OpenGVLab/InternVL3-8B-hf"),
 }
-COMPARED = ("llava_onevision", "video_llava", "video_panda", "ppllava")
+DEFAULT_BASES = ("llava_onevision", "video_llava", "video_panda", "ppllava")
 
 
 @dataclass(frozen=True)
@@ -69,101 +71,130 @@ class Row:
 
     base: str
     tokens: int
-    """That the LLM reads of the video."""
+    """Visual tokens that the LLM reads."""
     visual_gflop: float
     llm_tflop: float
-    """To read the tokens and a prompt of 46."""
+    """Work of the LLM for the visual tokens and a prompt of 46."""
     prepare_ms: float
-    """Of resizing, on the clock."""
+    """Time of resizing, on the clock."""
     wall_ms: float
-    """Of tower, projector and layout."""
+    """Time of tower, projector and arrangement of tokens, on the clock."""
     spent_ms: float
-    """The same on the processor, all threads; on a GPU, on the clock."""
+    """The same in CPU time of all threads; on a GPU, on the clock."""
     fewer_tokens: float
-    """Than the first base has, this many times."""
+    """Tokens of the first base over those of this one."""
     faster: float
-    """Than the first base, by `spent_ms`."""
+    """`spent_ms` of the first base over that of this one."""
 
 
-class Visual(NamedTuple):
-    """A base without weights, what it is given, and what was counted."""
+class VisualPart(NamedTuple):
+    """A base without weights, frames for it, and its counts."""
 
-    base: Any
+    base: Base
     frames: np.ndarray
     tokens: int
-    visual: int
-    llm: int
+    visual_flops: int
+    llm_flops: int
 
 
-def measure(
-    names: Sequence[str] = COMPARED,
+class TurnTimes(NamedTuple):
+    """Seconds of one turn."""
+
+    prepare: float
+    wall: float
+    cpu: float
+
+
+def measure_bases(
+    names: Sequence[str] = DEFAULT_BASES,
     frames: int = 8,
-    size: tuple[int, int] = op_counter.PICTURE,
+    size: tuple[int, int] = op_counter.PICTURE_SIZE,
     *,
-    reps: int = 3,
+    repetitions: int = 3,
     threads: int = 2,
     device: str = "cpu",
     dtype: DType = "float32",
 ) -> list[Row]:
-    """Each base in turn, `reps` times. Raises UserError."""
+    """Run the bases in turns, each `repetitions` times. Raises UserError for an unknown base or without the device."""
     for name in names:
         if name not in BASES:
             raise UserError(f"bench bases {name}: not known at true size; {nearest(name, BASES)}")
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("device cuda: no CUDA device found; use device=cpu")
     torch.set_num_threads(threads)
-    found = {name: _visual(BASES[name], name, frames, size, dtype) for name in names}
-    times: dict[str, list[tuple[float, ...]]] = {name: [] for name in names}
-    with tqdm(total=reps * len(names), desc="bench", unit="turn") as turns:
-        for _ in range(reps):
-            for name, visual in found.items():
-                times[name].append(_turn(visual, device))
-                turns.update()
+
+    parts = {name: load_visual_part(name, frames, size, dtype) for name in names}
+    turns: dict[str, list[TurnTimes]] = {name: [] for name in names}
+    with tqdm(total=repetitions * len(names), desc="bench", unit="turn") as bar:
+        for _ in range(repetitions):
+            for name, part in parts.items():
+                turns[name].append(_time_turn(part, device))
+                bar.update()
+
     rows: list[Row] = []
-    most = found[names[0]].tokens
-    for name, visual in found.items():
-        prepare, wall, cpu = (1e3 * statistics.median(x) for x in zip(*times[name]))
-        # The clock of a busy machine tells of its other jobs; that of a GPU is its own.
+    first_tokens = parts[names[0]].tokens
+    for name, part in parts.items():
+        prepare, wall, cpu = (1e3 * statistics.median(times) for times in zip(*turns[name]))
+        # The clock of a busy machine counts its other jobs too; the work of a GPU is not CPU time.
         spent = cpu if device == "cpu" else wall
-        first = rows[0].spent_ms if rows else spent
-        work = (visual.tokens, visual.visual / 1e9, visual.llm / 1e12)
-        rows.append(Row(name, *work, prepare, wall, spent, most / visual.tokens, first / spent))
+        first_spent = rows[0].spent_ms if rows else spent
+        rows.append(
+            Row(
+                base=name,
+                tokens=part.tokens,
+                visual_gflop=part.visual_flops / 1e9,
+                llm_tflop=part.llm_flops / 1e12,
+                prepare_ms=prepare,
+                wall_ms=wall,
+                spent_ms=spent,
+                fewer_tokens=first_tokens / part.tokens,
+                faster=first_spent / spent,
+            )
+        )
     return rows
 
 
 @torch.no_grad()
-def _visual(known: Known, name: str, frames: int, size: tuple[int, int], dtype: DType) -> Visual:
-    """Shapes, work and frames of noise."""
+def load_visual_part(name: str, frames: int, size: tuple[int, int], dtype: DType) -> VisualPart:
+    """Load the shapes of a base at true size, make frames of noise uint8[frames,*size,3] and count the work."""
+    known = BASES[name]
     with TemporaryDirectory() as folder:
         if known.config is not None:
             (Path(folder) / "config.json").write_text(json.dumps(known.config))
         settings = BaseConfig(name, known.path or folder, frames=frames, newline=known.newline, dtype=dtype)
         base = build.load_base(settings, weights=False).eval().to(getattr(torch, dtype))
-    clip = np.random.default_rng(0).integers(0, 256, (frames, *size, 3), np.uint8)
-    model = Pave(base, {})
-    work, _, (_, embeds) = op_counter.look(model, frames, size)
-    tokens = base.layout(embeds).shape[1]
-    llm = op_counter.read(model, tokens + profile.TEXT, DynamicCache()).flops
-    return Visual(base, clip, tokens, work.flops, llm)
+
+    noise = np.random.default_rng(0).integers(0, 256, (frames, *size, 3), np.uint8)
+    model = PatchedModel(base, {})
+    vision = op_counter.count_vision(model, frames, size)
+    tokens = base.arrange_tokens(vision.tokens.embeds).shape[1]
+    llm_flops = op_counter.count_llm(model, tokens + profile.TEXT_TOKENS, DynamicCache()).flops
+    return VisualPart(base, noise, tokens, vision.counts.flops, llm_flops)
 
 
 @torch.no_grad()
-def _turn(visual: Visual, device: str) -> tuple[float, float, float]:
-    """Seconds of preparing the frames, of looking on the clock, and of the processor."""
-    base, at = visual.base, time.perf_counter()
-    pixels = base.preprocess(visual.frames)[None]
-    prepared = time.perf_counter() - at
-    guides = [torch.ones(1, WORDS, dtype=torch.long, device=device)] if getattr(base, "by_question", False) else []
+def _time_turn(part: VisualPart, device: str) -> TurnTimes:
+    """Prepare the frames and encode them once."""
+    base = part.base
+    start = time.perf_counter()
+    pixels = base.preprocess(part.frames)[None]
+    prepare = time.perf_counter() - start
+
     pixels = pixels.to(device)
-    with filled(base, device):
+    prompt_ids = None
+    if base.prompt_conditioned:
+        prompt_ids = torch.ones(1, QUESTION_TOKENS, dtype=torch.long, device=device)
+
+    with random_weights(base, device):
         _wait(device)
         start, cpu_start = time.perf_counter(), time.process_time()
-        seen = base.layout(base.encode(pixels, *guides).embeds)
+        tokens = base.arrange_tokens(base.encode(pixels, prompt_ids).embeds)
         _wait(device)
         wall, cpu = time.perf_counter() - start, time.process_time() - cpu_start
-    assert seen.shape[1] == visual.tokens
-    assert bool(seen.isfinite().all())
-    return prepared, wall, cpu
+
+    assert tokens.shape[1] == part.tokens
+    assert bool(tokens.isfinite().all())
+    return TurnTimes(prepare, wall, cpu)
 
 
 def _wait(device: str) -> None:
@@ -172,41 +203,54 @@ def _wait(device: str) -> None:
 
 
 @contextmanager
-def filled(base: nn.Module, device: str) -> Iterator[None]:
-    """Random weights in the visual part of a base on the meta device, for a while."""
+def random_weights(base: nn.Module, device: str) -> Iterator[None]:
+    """Give the visual part of a base on the meta device random weights; all are on the meta device again afterwards."""
     generator = torch.Generator(device).manual_seed(0)
-    owners = [(name, owner, which) for name, owner in base.named_modules() for which in ("_parameters", "_buffers")]
-    empty = []
-    for name, owner, which in owners:
-        for own, x in getattr(owner, which).items():
-            if x is not None and x.is_meta and part_of(f"{name}.{own}") != "LLM":
-                empty.append((owner, which, own, x))
-    for owner, which, own, x in empty:
-        new = _random(x, device, generator)
-        getattr(owner, which)[own] = nn.Parameter(new, requires_grad=False) if which == "_parameters" else new
+    replaced: list[tuple[dict[str, Tensor | None], str, Tensor]] = []
+    for module_name, module in base.named_modules():
+        # Into torch's own tables: only so are parameters exchanged without a copy.
+        for tensors in (module._parameters, module._buffers):
+            for name, x in tensors.items():
+                if x is None or not x.is_meta or part_of(f"{module_name}.{name}") == "LLM":
+                    continue
+                replaced.append((cast("dict[str, Tensor | None]", tensors), name, x))
+
+    for tensors, name, x in replaced:
+        new = _random_like(x, device, generator)
+        tensors[name] = nn.Parameter(new, requires_grad=False) if isinstance(x, nn.Parameter) else new
     yield
-    for owner, which, own, x in empty:
-        getattr(owner, which)[own] = x
+    for tensors, name, x in replaced:
+        tensors[name] = x
 
 
-def _random(x: Tensor, device: str, generator: torch.Generator) -> Tensor:
-    """As large as outputs stay of the size of inputs: matrices by their width, vectors of ones, indices of zeros."""
+def _random_like(x: Tensor, device: str, generator: torch.Generator) -> Tensor:
+    """Weights that keep outputs of the size of inputs: matrices by their width, vectors of ones, indices of zeros."""
     new = torch.empty_like(x, device=device)
     if not x.is_floating_point():
         return new.zero_()
     if x.ndim < 2:
         return new.fill_(1.0)
-    spread = x[0].numel() ** -0.5
-    return new.uniform_(-spread, spread, generator=generator)
+    bound = x[0].numel() ** -0.5
+    return new.uniform_(-bound, bound, generator=generator)
 
 
 def table(rows: Sequence[Row], frames: int) -> str:
     """The rows as text."""
-    lines = [["base", "tokens", "a frame", "visual GFLOP", "LLM TFLOP", "prepare ms", "wall ms", "spent ms"]]
-    lines[0] += ["fewer tokens", "faster"]
-    for r in rows:
-        times = [f"{x:,.0f}" for x in (r.prepare_ms, r.wall_ms, r.spent_ms)]
-        work = [f"{r.tokens:,}", f"{r.tokens / frames:.0f}", f"{r.visual_gflop:,.0f}", f"{r.llm_tflop:.1f}"]
-        lines.append([r.base, *work, *times, f"{r.fewer_tokens:.2f}", f"{r.faster:.1f}"])
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    return "\n".join("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines)
+    head = ["base", "tokens", "a frame", "visual GFLOP", "LLM TFLOP", "prepare ms", "wall ms", "spent ms"]
+    lines = [[*head, "fewer tokens", "faster"]]
+    for row in rows:
+        lines.append(
+            [
+                row.base,
+                f"{row.tokens:,}",
+                f"{row.tokens / frames:.0f}",
+                f"{row.visual_gflop:,.0f}",
+                f"{row.llm_tflop:.1f}",
+                f"{row.prepare_ms:,.0f}",
+                f"{row.wall_ms:,.0f}",
+                f"{row.spent_ms:,.0f}",
+                f"{row.fewer_tokens:.2f}",
+                f"{row.faster:.1f}",
+            ]
+        )
+    return tables.aligned(lines)

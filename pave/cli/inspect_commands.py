@@ -1,183 +1,224 @@
-"""Commands that show what there is and what it costs."""
+"""Commands that show which plugins there are, what a model costs and what it did."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
-from typing import Any
 
-from pave.cli.arguments import Help, add_checkpoint, add_config, add_extraction, command, pair
-
-
-def add(commands: Any) -> None:
-    """Their parsers."""
-    for parser in (_list, _show, _bench, _profile, _explain, _report):
-        parser(commands)
-
-
-def _list(commands: Any) -> None:
-    def run(a: argparse.Namespace) -> str:
-        from pave.checkpoints import model_zoo
-        from pave.models import base_catalog
-        from pave.utils import registry
-
-        if a.kind in ("zoo", "bases"):
-            return model_zoo.table() if a.kind == "zoo" else base_catalog.table()
-        kinds = [a.kind] if a.kind else ["sides", "bases", "tasks"]
-        return "\n".join(f"{kind}: {', '.join(registry.names(kind))}" for kind in kinds)
-
-    parser = command(commands, "list", "what there is: sides, bases, tasks; zoo: the released checkpoints", run)
-    parser.add_argument("kind", nargs="?", choices=["sides", "bases", "tasks", "zoo"])
+from pave.cli.arguments import (
+    Command,
+    CommandGroup,
+    add_bench,
+    add_checkpoint,
+    add_config,
+    add_extraction,
+    add_features,
+    split_files,
+    split_pair,
+)
 
 
-def _show(commands: Any) -> None:
-    def run(a: argparse.Namespace) -> str:
-        from pave import config
-        from pave.checkpoints import build
-        from pave.training import train
-
-        resolved = config.load(a.config, a.overrides)
-        train.check_arguments(resolved)
-        return f"{config.dump(resolved)}\n{train.describe(build.create(resolved, weights=False))}"
-
-    parser = command(commands, "show", "a resolved config, what is frozen and what trains; needs no weights", run)
-    add_config(parser)
+def _add_list(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("kind", nargs="?", choices=["sides", "bases", "tasks", "checkpoints"])
 
 
-def _bench(commands: Any) -> None:
-    text = "time and memory: of the patch, of extraction, of decoding, of what bases see"
-    kinds = commands.add_parser("bench", help=text, description=text, formatter_class=Help)
-    benches = kinds.add_subparsers(required=True, metavar="WHAT")
-    for parser in (_bench_patch, _bench_extract, _bench_decode, _bench_bases):
-        parser(benches)
+def _run_list(arguments: argparse.Namespace) -> str:
+    from pave.checkpoints import model_zoo
+    from pave.models import base_catalog
+    from pave.utils import registry
+
+    if arguments.kind == "checkpoints":
+        return model_zoo.table()
+    if arguments.kind == "bases":
+        return base_catalog.table()
+    kinds = [arguments.kind] if arguments.kind else ["sides", "bases", "tasks"]
+    return "\n".join(f"{kind}: {', '.join(registry.names(kind))}" for kind in kinds)
 
 
-def _bench_patch(benches: Any) -> None:
-    def run(a: argparse.Namespace) -> str:
-        from pave.analysis import bench_patch
+def _run_show(arguments: argparse.Namespace) -> str:
+    from pave import config
+    from pave.checkpoints import build
+    from pave.models import trainable
+    from pave.training import recipe
 
-        rows = bench_patch.patch(a.threads, a.device, a.rows or None, dtype=a.dtype, reps=a.reps, against=a.against)
-        if a.out:
-            bench_patch.save(rows, a.out)
-        return bench_patch.table(rows)
+    resolved = config.load(arguments.config, arguments.overrides)
+    recipe.check_arguments(resolved)
+    return f"{config.dump(resolved)}\n{trainable.describe_parts(build.create(resolved, weights=False))}"
 
-    parser = command(benches, "patch", "time and memory of the patch at the published shapes", run)
-    parser.add_argument(
-        "rows", nargs="*", metavar="ROW", help="patterns such as 'audio-*' or '*-b4-train'; default: all"
+
+def _add_bench_patch(parser: argparse.ArgumentParser) -> None:
+    text = "patterns such as 'audio-*' or '*-b4-train'; default: all"
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=text)
+    add_bench(parser, 5, "timed runs of each row; the median counts")
+    text = "a setting of a second patch, which runs in turn with the first, e.g. dtype=bfloat16, num_layers=3"
+    parser.add_argument("--against", action="append", default=[], metavar="key=value", help=text)
+
+
+def _run_bench_patch(arguments: argparse.Namespace) -> str:
+    from pave.analysis import bench_patch
+    from pave.utils import tables
+
+    rows = bench_patch.measure_rows(
+        arguments.rows,
+        threads=arguments.threads,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        repetitions=arguments.reps,
+        against=arguments.against,
     )
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--reps", type=int, default=5, help="timed runs of each row; the median counts")
-    parser.add_argument("--against", type=Path, metavar="FILE", help="figures to print beside ours")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the rows as .json or .csv")
+    if arguments.out:
+        tables.save(arguments.out, [dataclasses.asdict(row) for row in rows])
+    return bench_patch.table(rows)
 
 
-def _bench_extract(benches: Any) -> None:
-    def run(a: argparse.Namespace) -> str:
-        from pave.analysis import bench_extraction
-        from pave.data import extraction
+def _run_bench_extract(arguments: argparse.Namespace) -> str:
+    from pave.analysis import bench_extraction
+    from pave.data import extraction
 
-        settings = extraction.Settings(a.device, a.workers)
-        return bench_extraction.table(bench_extraction.side(a.side, a.videos, a.weights, a.overrides, settings))
+    settings = extraction.Settings(arguments.device, arguments.workers)
+    rows = bench_extraction.measure_extraction(
+        arguments.side, arguments.videos, arguments.weights, arguments.overrides, settings
+    )
+    return bench_extraction.table(rows)
 
-    parser = command(benches, "extract", "items read, encoded and extracted a second", run)
-    add_extraction(parser)
 
-
-def _bench_decode(benches: Any) -> None:
-    def run(a: argparse.Namespace) -> str:
-        from pave.analysis import bench_extraction
-
-        return bench_extraction.table(bench_extraction.decode(a.video))
-
-    parser = command(benches, "decode", "32 frames of a video against all of them", run)
+def _add_bench_decode(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("video", type=Path)
 
 
-def _bench_bases(benches: Any) -> None:
-    def run(a: argparse.Namespace) -> str:
-        from pave.analysis import bench_bases, bench_patch
+def _run_bench_decode(arguments: argparse.Namespace) -> str:
+    from pave.analysis import bench_extraction
 
-        how = {"reps": a.reps, "threads": a.threads, "device": a.device, "dtype": a.dtype}
-        rows = bench_bases.measure(a.bases or bench_bases.COMPARED, a.frames, tuple(a.size), **how)
-        if a.out:
-            bench_patch.save(rows, a.out)
-        return bench_bases.table(rows, a.frames)
+    return bench_extraction.table(bench_extraction.measure_decoding(arguments.video))
 
-    text = "from frames to the tokens of several bases, in turns, at true sizes with random weights"
-    parser = command(benches, "bases", text, run)
-    parser.add_argument("bases", nargs="*", metavar="BASE", help="the first is what others are compared with")
+
+def _add_bench_bases(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bases", nargs="*", metavar="BASE", help="the others are compared with the first")
     parser.add_argument("--frames", type=int, default=8, metavar="N")
     parser.add_argument("--size", type=int, nargs=2, default=(480, 640), metavar=("ROWS", "COLUMNS"))
-    parser.add_argument("--reps", type=int, default=3, help="turns of each base; the median counts")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the rows as .json or .csv")
+    add_bench(parser, 3, "turns of each base; the median counts")
 
 
-def _profile(commands: Any) -> None:
-    def run(a: argparse.Namespace) -> str:
-        from pave import config
-        from pave.analysis import plots, profile
+def _run_bench_bases(arguments: argparse.Namespace) -> str:
+    from pave.analysis import bench_bases
+    from pave.utils import tables
 
-        shapes = {name: profile.parse_shape(text) for name, text in map(pair, a.side)}
-        if a.plot:
-            plots.check(a.plot)
-        text = profile.TEXT if a.text is None else a.text
-        found = profile.profile(config.load(a.config, a.overrides), shapes, text, curves=a.plot is not None)
-        if a.out:
-            profile.save(found, a.out)
-        if a.plot:
-            plots.costs(found, a.plot)
-        return profile.table(found)
-
-    text = "what a model costs: parameters, files, work and memory of each part; needs no weights"
-    parser = command(commands, "profile", text, run)
-    add_config(parser)
-    parser.add_argument(
-        "--side", action="append", default=[], metavar="SIDE=STEPSxTOKENS", help="its size; default: as published"
+    rows = bench_bases.measure_bases(
+        arguments.bases or bench_bases.DEFAULT_BASES,
+        arguments.frames,
+        tuple(arguments.size),
+        repetitions=arguments.reps,
+        threads=arguments.threads,
+        device=arguments.device,
+        dtype=arguments.dtype,
     )
+    if arguments.out:
+        tables.save(arguments.out, [dataclasses.asdict(row) for row in rows])
+    return bench_bases.table(rows, arguments.frames)
+
+
+def _add_profile(parser: argparse.ArgumentParser) -> None:
+    add_config(parser)
+    text = "size of a side-channel; default: as published"
+    parser.add_argument("--side-shape", action="append", default=[], metavar="NAME=STEPSxTOKENS", help=text)
     parser.add_argument("--text", type=int, metavar="N", help="text tokens of the prompt; default: 46")
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write it as .json, or the table as .csv")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw it as .png, with curves; the extra plot")
 
 
-def _explain(commands: Any) -> None:
-    def run(a: argparse.Namespace) -> str:
-        from pave.analysis import explain, plots
-        from pave.checkpoints import load
-        from pave.inference.session import Session
+def _run_profile(arguments: argparse.Namespace) -> str:
+    from pave import config
+    from pave.analysis import plots, profile
+    from pave.utils import plotting
 
-        plots.check(a.out)
-        features, others = ({name: Path(file) for name, file in map(pair, texts)} for texts in (a.features, a.other))
-        session = Session(*load.load_model(a.ckpt, a.base, a.overrides, False, a.device, a.trust_plugins))
-        found = explain.explain(session, a.video, a.ask, features, others, a.answer, a.token)
-        return f"{found.answer}\n{plots.explanation(found, a.out)}"
+    shapes = {name: profile.parse_shape(text) for name, text in map(split_pair, arguments.side_shape)}
+    if arguments.plot:
+        plotting.require_matplotlib(arguments.plot)
 
-    parser = command(commands, "explain", "what the patches did for one answer, as pictures and numbers", run)
+    text_tokens = profile.TEXT_TOKENS if arguments.text is None else arguments.text
+    resolved = config.load(arguments.config, arguments.overrides)
+    result = profile.profile(resolved, shapes, text_tokens, curves=arguments.plot is not None)
+
+    if arguments.out:
+        profile.save(result, arguments.out)
+    if arguments.plot:
+        plots.plot_costs(result, arguments.plot)
+    return profile.table(result)
+
+
+def _add_explain(parser: argparse.ArgumentParser) -> None:
     add_checkpoint(parser)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. sides.audio.encoder=FILE")
     parser.add_argument("--video", type=Path, required=True, metavar="FILE")
     parser.add_argument("--ask", required=True, metavar="QUESTION")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for index.html, PNGs and explain.json")
-    parser.add_argument(
-        "--features", action="append", default=[], metavar="SIDE=FILE", help="features, or media to take it from"
-    )
-    parser.add_argument(
-        "--other", action="append", default=[], metavar="SIDE=FILE", help="features of another clip, to try instead"
-    )
+    add_features(parser)
+    text = "features of another clip, to try instead"
+    parser.add_argument("--other", action="append", default=[], metavar="SIDE=FILE", help=text)
     parser.add_argument("--answer", metavar="TEXT", help="explain this answer; default: what the model says")
     parser.add_argument("--token", type=int, metavar="N", help="of a frame, row by row; default: what changes most")
 
 
-def _report(commands: Any) -> None:
-    def run(a: argparse.Namespace) -> str:
-        from pave.training import report
+def _run_explain(arguments: argparse.Namespace) -> str:
+    from pave.analysis import explain, plots
+    from pave.checkpoints import load
+    from pave.inference.session import Session
+    from pave.utils import plotting
 
-        return report.main(a.run_folder)
+    plotting.require_matplotlib(arguments.out)
+    features, other_features = split_files(arguments.features), split_files(arguments.other)
 
-    text = "a training run as one page, report.html; `pave train` makes it at each save and at its end"
-    parser = command(commands, "report", text, run)
+    model, config = load.load_model(
+        arguments.ckpt, arguments.base, arguments.overrides, False, arguments.device, arguments.trust_plugins
+    )
+    explanation = explain.explain(
+        Session(model, config),
+        arguments.video,
+        arguments.ask,
+        features,
+        other_features,
+        arguments.answer,
+        arguments.token,
+    )
+    return f"{explanation.answer}\n{plots.write_explanation(explanation, arguments.out)}"
+
+
+def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_folder", type=Path, metavar="OUT", help="of `pave train`")
+
+
+def _run_report(arguments: argparse.Namespace) -> str:
+    from pave.training import report
+
+    return report.render_report(arguments.run_folder)
+
+
+_BENCH = (
+    Command("patch", "time and memory of the patch at the published shapes", _add_bench_patch, _run_bench_patch),
+    Command("extract", "items read, encoded and extracted a second", add_extraction, _run_bench_extract),
+    Command("decode", "32 frames of a video against all of them", _add_bench_decode, _run_bench_decode),
+    Command(
+        "bases",
+        "from frames to the tokens of several bases, in turns, at true sizes with random weights",
+        _add_bench_bases,
+        _run_bench_bases,
+    ),
+)
+COMMANDS = (
+    Command("list", "the plugins: sides, bases, tasks; the official checkpoints", _add_list, _run_list),
+    Command("show", "a resolved config, what is frozen and what trains; needs no weights", add_config, _run_show),
+    CommandGroup("bench", "time and memory: of the patch, of extraction, of decoding, of bases", _BENCH),
+    Command(
+        "profile",
+        "what a model costs: parameters, files, work and memory of each part; needs no weights",
+        _add_profile,
+        _run_profile,
+    ),
+    Command("explain", "what the patches did for one answer, as pictures and numbers", _add_explain, _run_explain),
+    Command(
+        "report",
+        "a training run as one page, report.html; `pave train` makes it at each save and at its end",
+        _add_report,
+        _run_report,
+    ),
+)

@@ -16,22 +16,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pave import __version__
-from pave.evaluation.judge_ledger import Prompt, Refused, Reply
+from pave.evaluation.judge_ledger import JudgeReply, JudgeRequest, RequestRefused
 from pave.types import UserError
 
-AGAIN = {408, 409, 425, 429}
+RETRY_STATUS = {408, 409, 425, 429}
 """Statuses that may pass, besides those from 500 on."""
-IN_VAIN = {401, 402, 404, 405}
+FATAL_STATUS = {401, 402, 404, 405}
 """Statuses that every other request would meet as well."""
-BROKE = {
+QUOTA_CODES = {
     "insufficient_quota",
     *("credit_balance_exhausted", "project_spend_limit_exceeded"),
     *("organization_spend_limit_exceeded", "organization_usage_limit_exceeded"),
 }
 """Codes of a 429 that no waiting ends."""
-LONGEST_WAIT, MOST_PATIENCE = 60.0, 3600.0
+MAX_BACKOFF, MAX_REQUESTED_WAIT = 60.0, 3600.0
 """Seconds: between two tries of our own choice; that an endpoint may ask for."""
-LARGEST = 2**20
+MAX_ANSWER_BYTES = 2**20
 """Bytes of an answer."""
 
 
@@ -43,7 +43,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 @dataclass(frozen=True)
-class Endpoint:
+class ChatEndpoint:
     """Asked by several threads at once."""
 
     url: str
@@ -62,25 +62,25 @@ class Endpoint:
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
             raise UserError(f"{self.url}: expected a URL as in https://host/v1, without a name or password in it")
 
-    def ask(self, prompt: Prompt) -> Reply:
+    def ask(self, prompt: JudgeRequest) -> JudgeReply:
         """Its reply. Raises Refused where only this request is at fault, UserError where none can succeed."""
         told = ""
         for attempt in range(self.retries + 1):
-            wait = min(LONGEST_WAIT, 2.0**attempt) * random.uniform(0.5, 1)
+            wait = min(MAX_BACKOFF, 2.0**attempt) * random.uniform(0.5, 1)
             try:
                 return _reply(self._post(prompt.turns), self.model)
             except urllib.error.HTTPError as error:
                 told = f"HTTP {error.code}{_said(error, self.key)}"
-                if error.code not in AGAIN and error.code < 500:
-                    if error.code in IN_VAIN or error.code < 400:
+                if error.code not in RETRY_STATUS and error.code < 500:
+                    if error.code in FATAL_STATUS or error.code < 400:
                         raise UserError(f"{self.url}: {told}; check the address, --model and the key") from error
-                    raise Refused(told) from error
-                if error.code == 429 and any(code in told for code in BROKE):
+                    raise RequestRefused(told) from error
+                if error.code == 429 and any(code in told for code in QUOTA_CODES):
                     raise UserError(f"{self.url}: {told}; pay or raise the limit, then run it again") from error
                 wait = max(wait, _retry_after(error.headers.get("Retry-After")))
             except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError) as error:
                 told = f"{type(error).__name__}: {error}"
-            if wait > MOST_PATIENCE:
+            if wait > MAX_REQUESTED_WAIT:
                 raise UserError(f"{self.url}: {told}; it asks to wait {wait:.0f} s, run the command again then")
             if attempt < self.retries and self.stop.wait(wait):
                 break
@@ -96,23 +96,25 @@ class Endpoint:
         data = json.dumps({k: v for k, v in body.items() if v is not None}).encode()
         request = urllib.request.Request(address._replace(path=path).geturl(), data, headers)
         with urllib.request.build_opener(_NoRedirect).open(request, timeout=self.timeout) as answer:
-            return json.loads(answer.read(LARGEST))
+            return json.loads(answer.read(MAX_ANSWER_BYTES))
 
 
-def _reply(answer: Any, model: str) -> Reply:
+def _reply(answer: Any, model: str) -> JudgeReply:
     """Raises LookupError or TypeError for another form."""
     # No text is what a model says that only thought, or was cut off: a reply that cannot be read, not an error.
     text = answer["choices"][0]["message"].get("content") or ""
     usage = answer.get("usage") or {}
     if not isinstance(text, str):
         raise TypeError(f"content is {text!r:.60}")
-    return Reply(text, str(answer.get("model") or model), usage.get("prompt_tokens"), usage.get("completion_tokens"))
+    return JudgeReply(
+        text, str(answer.get("model") or model), usage.get("prompt_tokens"), usage.get("completion_tokens")
+    )
 
 
 def _said(error: urllib.error.HTTPError, key: str | None) -> str:
     """What an error's body says, on one line and without the key; the body may break off."""
     try:
-        body = error.read(LARGEST).decode("utf-8", "replace")
+        body = error.read(MAX_ANSWER_BYTES).decode("utf-8", "replace")
     except (OSError, http.client.HTTPException):
         return ""
     body = " ".join(body.replace(key, "***").split() if key else body.split())

@@ -13,15 +13,17 @@ import numpy as np
 from tqdm import tqdm
 
 from pave.evaluation import run_folder, score
-from pave.tasks.metrics.exact_match import APART
-from pave.types import Prediction, Question, UserError
+from pave.tasks.base import Task, get_task
+from pave.tasks.metrics.aggregate import GROUP_SEPARATOR
+from pave.types import Prediction, Question
 from pave.utils import html as page
-from pave.utils import registry
-from pave.utils.atomic import atomic_file
+from pave.utils import plotting
+from pave.utils.atomic import write_text
+from pave.utils.tables import markdown
 
-DRAWS = 10_000
+NUM_DRAWS = 10_000
 """Of clusters for an interval, and of signs for a test."""
-COUNTS = {"n", "missing", "empty", "unparsed"}
+COUNT_METRICS = {"n", "missing", "empty", "unparsed"}
 """Of questions, among the metrics."""
 
 
@@ -72,30 +74,29 @@ def main(a: Path, b: Path, task: str, split: str, root: Path, out: Path, seed: i
 
     Raises UserError for missing answers.
     """
-    module = registry.load("tasks", task)
-    questions: list[Question] = module.load(split, root)
+    benchmark = get_task(task)
+    questions: list[Question] = benchmark.load(split, root)
     files = [run / run_folder.PREDICTIONS if run.is_dir() else run for run in (a, b)]
-    one, other = (score.read(file, questions, questions)[0] for file in files)
-    compared = compare(module, questions, one, other, seed)
+    one, other = (score.read_answers(file, questions, questions)[0] for file in files)
+    compared = compare(benchmark, questions, one, other, seed)
     videos = len({q.video for q in questions})
     head = f"{len(questions)} questions of {task} {split} about {videos} videos"
     out.mkdir(parents=True, exist_ok=True)
     text = "\n".join(_report(compared, head, a, b))
-    _write(out / "report.md", text)
-    _write(out / "report.html", _page(compared, head, a, b, _plot(compared, out / "report.png")))
-    _write(out / "report.json", json.dumps(_as_json(compared), indent=1))
-    _write(out / "flips.jsonl", "".join(json.dumps(f._asdict(), ensure_ascii=False) + "\n" for f in compared.flips))
+    write_text(out / "report.md", text)
+    write_text(out / "report.html", _page(compared, head, a, b, _plot(compared, out / "report.png")))
+    write_text(out / "report.json", json.dumps(_as_json(compared), indent=1))
+    write_text(out / "flips.jsonl", "".join(json.dumps(f._asdict(), ensure_ascii=False) + "\n" for f in compared.flips))
     return text
 
 
 def compare(
-    task: Any, questions: Sequence[Question], a: Mapping[str, Prediction], b: Mapping[str, Prediction], seed: int = 0
+    task: Task, questions: Sequence[Question], a: Mapping[str, Prediction], b: Mapping[str, Prediction], seed: int = 0
 ) -> Comparison:
     """Intervals and tests of every metric that is the mean of what single questions get."""
     pairs = [[(q, run.get(q.qid)) for q in questions] for run in (a, b)]
     totals = [task.score(run) for run in pairs]
-    each = getattr(task, "each", task.score)
-    singles = [[each([pair]) for pair in tqdm(run, desc="score", unit="question")] for run in pairs]
+    singles = [[task.score_each([pair]) for pair in tqdm(run, desc="score", unit="question")] for run in pairs]
     videos = np.unique([q.video for q in questions], return_inverse=True)[1]
     means = {name: v for name in totals[0] if (v := _shares(name, totals, singles)) is not None}
     rows = [_row(name, v, videos, seed) for name, v in means.items()]
@@ -105,7 +106,7 @@ def compare(
         own = np.where(np.isnan(own), v, own)
     groups: dict[str, list[int]] = {}
     for i, question in enumerate(questions):
-        for group in question.group.split(APART) if question.group else ():
+        for group in question.group.split(GROUP_SEPARATOR) if question.group else ():
             groups.setdefault(group, []).append(i)
     known = {group: i for group, i in groups.items() if not np.isnan(own[:, i]).all()}
     parts = [_row(group, own[:, i], videos[i], seed) for group, i in sorted(known.items())]
@@ -122,7 +123,7 @@ def _shares(
     name: str, totals: Sequence[Mapping[str, float]], singles: Sequence[Sequence[Mapping[str, float]]]
 ) -> np.ndarray | None:
     """float[2,n], what each question adds to a metric, NaN where nothing; None where the metric is not their mean."""
-    if name in COUNTS:
+    if name in COUNT_METRICS:
         return None
     values = np.array([[one.get(name, np.nan) for one in run] for run in singles], float)
     if np.isnan(values).all():
@@ -139,15 +140,15 @@ def _row(what: str, values: np.ndarray, videos: np.ndarray, seed: int) -> Row:
     sums = np.stack([np.bincount(which, v, len(clusters)) for v in values])
     sizes = np.bincount(which, minlength=len(clusters))
     # How often each video is drawn; the mean is of questions, so that videos with many of them weigh more.
-    drawn = rng.multinomial(len(clusters), np.full(len(clusters), 1 / len(clusters)), DRAWS)
+    drawn = rng.multinomial(len(clusters), np.full(len(clusters), 1 / len(clusters)), NUM_DRAWS)
     a, b = (drawn @ sums.T / (drawn @ sizes)[:, None]).T
     changes = sums[1] - sums[0]
-    signs = rng.integers(0, 2, (DRAWS, len(clusters)), dtype=np.int8) * 2 - 1
+    signs = rng.integers(0, 2, (NUM_DRAWS, len(clusters)), dtype=np.int8) * 2 - 1
     as_large = np.abs(signs @ changes) >= abs(changes.sum()) - 1e-9
     intervals = [np.quantile(x, (0.025, 0.975)) for x in (a, b, b - a)]
     one, other = values.mean(1)
     bounds = [float(x) for interval in intervals for x in interval]
-    p = float((as_large.sum() + 1) / (DRAWS + 1))
+    p = float((as_large.sum() + 1) / (NUM_DRAWS + 1))
     return Row(what, values.shape[1], *map(float, (one, *bounds[:2], other, *bounds[2:4], other - one, *bounds[4:], p)))
 
 
@@ -163,7 +164,7 @@ def _report(compared: Comparison, head: str, a: Path, b: Path) -> list[str]:
         f"A: {a}",
         f"B: {b}",
         "",
-        f"{head}. Brackets: 95 % of {DRAWS} draws of whole videos. p: {DRAWS} exchanges of A and B, video by video.",
+        f"{head}. Brackets: 95 % of {NUM_DRAWS} draws of whole videos. p: {NUM_DRAWS} exchanges of A and B, video by video.",
         "",
         *_table(compared.rows, "metric"),
         "",
@@ -186,8 +187,7 @@ def _cells(row: Row) -> list[str]:
 
 
 def _table(rows: Sequence[Row], first: str) -> list[str]:
-    head = [first, "n", "A", "B", "B - A", "p"]
-    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *map(_cells, rows))]
+    return markdown([first, "n", "A", "B", "B - A", "p"], list(map(_cells, rows)))
 
 
 def _page(compared: Comparison, head: str, a: Path, b: Path, picture: Path) -> str:
@@ -207,11 +207,7 @@ def _page(compared: Comparison, head: str, a: Path, b: Path, picture: Path) -> s
 
 def _plot(compared: Comparison, file: Path) -> Path:
     """B - A with its interval, of every metric and group."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise UserError(f"{file}: a plot needs matplotlib; pip install -e '.[plot]'") from error
-    matplotlib.use("agg")
+    plotting.require_matplotlib(file)
     from matplotlib import pyplot
 
     rows = [*compared.rows, *compared.groups][::-1]
@@ -223,16 +219,10 @@ def _plot(compared: Comparison, file: Path) -> Path:
     axes.set_yticks(range(len(rows)), [row.what for row in rows])
     axes.set_xlabel("B - A, 95 % interval")
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(file, dpi=130)
-    pyplot.close(figure)
+    plotting.save_figure(figure, file, dpi=130)
     return file
 
 
 def _as_json(compared: Comparison) -> dict[str, Any]:
     rows = {name: [asdict(row) for row in getattr(compared, name)] for name in ("rows", "groups")}
     return {**rows, "flips": len(compared.flips), "whole": compared.whole}
-
-
-def _write(path: Path, text: str) -> None:
-    with atomic_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")

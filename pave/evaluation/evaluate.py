@@ -1,4 +1,4 @@
-"""`pave eval`: the questions of a split answered by any number of processes, each adding to a file of its own."""
+"""`pave eval`: answer the questions of a split with any number of processes, each writing its own file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import json
 import logging
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,17 @@ from tqdm import tqdm
 from pave import __version__
 from pave.checkpoints.load import fingerprint
 from pave.config import Config
-from pave.data import extraction, perturbations, visual_token_cache
-from pave.data.collate import conversation, expand
-from pave.data.collate import to_device as to_device
-from pave.data.dataset import Questions, plugins
-from pave.data.perturbations import Probe
+from pave.data import extraction, perturbations
+from pave.data.collate import encode_conversation, expand_video_tokens
+from pave.data.dataset import QuestionDataset, side_channels
+from pave.data.perturbations import Perturbation
 from pave.evaluation import run_folder, score
 from pave.evaluation.run_folder import MANIFEST, METRICS, PARTS
 from pave.inference import generation
-from pave.inference.generation import Asked
-from pave.models.patched_model import Pave
+from pave.inference.generation import PromptGroup
+from pave.models.patched_model import PatchedModel
 from pave.types import Question, UserError
+from pave.utils.json_files import read_json
 
 log = logging.getLogger(__name__)
 
@@ -39,126 +39,165 @@ class Options:
     split: str | None = None
     """None takes the config's data.eval_split."""
     shuffle_sides: bool = False
-    """Every question gets the side-channels of another video, but for those that `sides` names."""
+    """Give every question the side-channels of another video, but for those that `perturb` names."""
     batch: int = 8
-    """Questions at once."""
+    """QuestionDataset at once."""
     workers: int = 2
     """Processes that decode videos."""
     max_new_tokens: int = 64
     keep_going: bool = False
     """Count unreadable questions as wrong instead of stopping at the first."""
-    sides: Sequence[str] = ()
-    """Probes, such as audio=drop (pave/data/perturbations.py)."""
+    perturb: Sequence[str] = ()
+    """Perturbations of side-channels, such as audio=drop (pave/data/perturbations.py)."""
     limit: int | None = None
-    """Ask only so many questions, the first."""
+    """Ask the first N questions only."""
     allow_missing: bool = False
     """Leave out questions whose files are missing, and score whatever has been answered."""
     part: tuple[int, int] = (0, 1)
     """This process's share of the videos, i of n."""
 
 
-class Bad(str):
-    """Why the questions about a video could not be read."""
+class UnreadableVideo(str):
+    """The reason why the questions about a video could not be read."""
 
 
-class Videos(Dataset[Asked | Bad]):
-    """Groups of questions about one video each; one that cannot be read comes out as the reason."""
+class VideoGroups(Dataset[PromptGroup | UnreadableVideo]):
+    """Groups of questions about one video each; an unreadable one comes out as the reason."""
 
-    def __init__(self, questions: Questions, groups: Sequence[Sequence[int]]) -> None:
-        self.questions, self.groups = questions, groups
+    def __init__(self, questions: QuestionDataset, groups: Sequence[Sequence[int]]) -> None:
+        self.questions = questions
+        self.groups = groups
 
     def __len__(self) -> int:
         return len(self.groups)
 
-    def __getitem__(self, index: int) -> Asked | Bad:
-        first, *others = self.groups[index]
+    def __getitem__(self, index: int) -> PromptGroup | UnreadableVideo:
+        first, *following = self.groups[index]
         try:
             sample = self.questions[first]
             assert sample.pixels is not None
-            visual = visual_token_cache.ids(self.questions.base, sample.pixels, sample.frame_seconds)
-            return Asked(sample, [sample.ids, *(self._prompt(i, visual) for i in others)])
+            visual_ids = self.questions.base.visual_token_ids(
+                len(sample.pixels), tuple(sample.pixels.shape[-2:]), sample.frame_seconds
+            )
+            prompts = [self._prompt(i, visual_ids) for i in following]
         except UserError as error:
-            return Bad(error)
+            return UnreadableVideo(error)
+        return PromptGroup(sample, [sample.ids, *prompts])
 
-    def _prompt(self, index: int, visual: Sequence[int]) -> list[int]:
-        question, base, data = self.questions.questions[index], self.questions.base, self.questions.config.data
-        encoded = conversation(base, self.questions.task.prompt(question), question.history, None, data.labels)
-        return expand(encoded.ids, encoded.labels, visual, data.max_length)[0]
+    def _prompt(self, index: int, visual_ids: Sequence[int]) -> list[int]:
+        question, data = self.questions.questions[index], self.questions.config.data
+        text = self.questions.task.prompt(question)
+        encoded = encode_conversation(self.questions.base, text, question.history, None, data.labels)
+        return expand_video_tokens(encoded.ids, encoded.labels, visual_ids, data.max_length)[0]
 
 
-def main(model: Pave, config: Config, out: Path, options: Options) -> str:
-    """Answer what has no answer yet in folder `out`; whoever finishes last merges and scores. Returns what to say.
+def main(model: PatchedModel, config: Config, out: Path, options: Options) -> str:
+    """Answer the unanswered questions of folder `out`; the last process merges and scores. Returns the text to print.
 
-    Raises UserError where the folder holds answers that were found in another way, and for an unreadable question.
+    Raises UserError for a folder that holds answers of another run, and for an unreadable question.
     """
-    split, task = options.split or config.data.eval_split, config.data.task
-    sides = list(plugins(config))
-    probes = dict.fromkeys(sides, Probe("shuffle")) if options.shuffle_sides else {}
-    probes |= perturbations.parse(options.sides, sides)
-    questions = _questions(model, config, split, probes, not options.allow_missing)
-    how = generation.decoding(model, options.max_new_tokens)
-    run_folder.claim(out / MANIFEST, {**describe(model, config, split, questions, probes), "decoding": how._asdict()})
-    asked = score.first(questions.questions, options.limit)
-    done = {qid for qid, record in run_folder.gather(out).items() if "text" in record}
-    videos: dict[tuple[str, ...], list[int]] = {}
-    by_question = getattr(model.base, "by_question", False)
-    for i, question in enumerate(asked):
-        if not options.allow_missing or _is_there(questions, question):
-            own = question.qid if by_question else ""
-            videos.setdefault((question.video, question.features, own), []).append(i)
-    mine = list(videos.values())[options.part[0] :: options.part[1]]
-    todo = [group for video in mine if (group := [i for i in video if asked[i].qid not in done])]
-    _answer(model, Videos(questions, todo), how, options, out)
-    answered = run_folder.gather(out)
-    left = sum(q.qid not in answered for q in asked)
-    if left and not options.allow_missing:
+    split = options.split or config.data.eval_split
+    perturbed = _perturbations(config, options)
+    questions = load_questions(model, config, split, perturbed, complete=not options.allow_missing)
+    decoding = generation.greedy_decoding(model, options.max_new_tokens)
+
+    manifest = describe_run(model, config, split, questions, perturbed)
+    run_folder.claim_run_folder(out / MANIFEST, {**manifest, "decoding": decoding._asdict()})
+
+    asked = score.limit_questions(questions.questions, options.limit)
+    groups = _unanswered_groups(model, questions, asked, out, options)
+    _answer(model, VideoGroups(questions, groups), decoding, options, out)
+
+    records = run_folder.gather(out)
+    num_missing = sum(question.qid not in records for question in asked)
+    if num_missing and not options.allow_missing:
         return (
-            f"{sum(map(len, todo))} questions answered here; {left} of {len(asked)} are still missing. "
+            f"{sum(map(len, groups))} questions answered here; {num_missing} of {len(asked)} are still missing. "
             "The last process merges and scores, or the same command again"
         )
-    result = score.score(out, task, split, questions.root, options.limit, options.allow_missing)
+
+    result = score.score(out, config.data.task, split, questions.root, options.limit, options.allow_missing)
     log.info("%s", out / METRICS)
     return score.table(result)
 
 
-def _questions(model: Pave, config: Config, split: str, probes: Mapping[str, Probe], complete: bool) -> Questions:
-    """The questions of a split, with probes in place."""
-    fed = [name for name in plugins(config) if name not in probes or probes[name].kind != "drop"]
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, sides=fed))
-    questions = Questions(config, model.base, split, with_answers=False, complete=complete)
-    if shuffled := [name for name in fed if name in probes and probes[name].kind == "shuffle"]:
+def _perturbations(config: Config, options: Options) -> dict[str, Perturbation]:
+    """The perturbation of each perturbed side-channel."""
+    sides = list(side_channels(config))
+    perturbed = dict.fromkeys(sides, Perturbation("shuffle")) if options.shuffle_sides else {}
+    return {**perturbed, **perturbations.parse(options.perturb, sides)}
+
+
+def load_questions(
+    model: PatchedModel, config: Config, split: str, perturbed: Mapping[str, Perturbation], complete: bool
+) -> QuestionDataset:
+    """Load the questions of a split, with perturbed side-channels."""
+    sides = [name for name in side_channels(config) if name not in perturbed or perturbed[name].kind != "drop"]
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, sides=sides))
+    questions = QuestionDataset(config, model.base, split, with_answers=False, check_files=complete)
+
+    present = {name: perturbed[name] for name in sides if name in perturbed}
+    shuffled = [name for name, perturbation in present.items() if perturbation.kind == "shuffle"]
+    if shuffled:
         questions.shuffle_sides(shuffled)
-    spoilt = [name for name in fed if name in probes and name not in shuffled]
-    questions.probes = {name: partial(perturbations.change, probes[name]) for name in spoilt}
+    questions.perturbations = {
+        name: partial(perturbations.perturb, perturbation)
+        for name, perturbation in present.items()
+        if name not in shuffled
+    }
     return questions
 
 
-def _is_there(questions: Questions, question: Question) -> bool:
+def _unanswered_groups(
+    model: PatchedModel, questions: QuestionDataset, asked: Sequence[Question], out: Path, options: Options
+) -> list[list[int]]:
+    """Indices of the questions that this process has to answer, by video."""
+    videos: dict[tuple[str, ...], list[int]] = {}
+    for i, question in enumerate(asked):
+        if options.allow_missing and not _has_files(questions, question):
+            continue
+        # A base that encodes a video for each question can share nothing between questions.
+        qid = question.qid if model.base.prompt_conditioned else ""
+        videos.setdefault((question.video, question.features, qid), []).append(i)
+
+    # Parts are of all videos, answered or not: a restarted process has the same share.
+    index, count = options.part
+    answered = {qid for qid, record in run_folder.gather(out).items() if "text" in record}
+    groups = []
+    for video in list(videos.values())[index::count]:
+        unanswered = [i for i in video if asked[i].qid not in answered]
+        if unanswered:
+            groups.append(unanswered)
+    return groups
+
+
+def _has_files(questions: QuestionDataset, question: Question) -> bool:
     """Whether the files of a question exist."""
-    sides = questions.plugins if questions.config.data.missing == "error" else ()
-    files = [*questions.visual(question), *(questions.features(name, question) for name in sides)]
+    sides = questions.side_channels if questions.config.data.missing == "error" else ()
+    files = [*questions.visual_files(question), *(questions.feature_file(name, question) for name in sides)]
     return all(file.exists() for file in files)
 
 
-def describe(
-    model: Pave, config: Config, split: str, questions: Questions, probes: Mapping[str, Probe]
+def describe_run(
+    model: PatchedModel, config: Config, split: str, questions: QuestionDataset, perturbed: Mapping[str, Perturbation]
 ) -> dict[str, Any]:
-    """All that decides the answers, but for the files of the data set."""
+    """Describe all that decides the answers, but for the files of the data set."""
     data = config.data
     sides = {}
-    for name in plugins(config):
-        store = questions.root / config.sides[name].features / extraction.MANIFEST
+    for name in side_channels(config):
+        folder = config.sides[name].features
+        store = questions.root / folder / extraction.MANIFEST
         sides[name] = {
-            "probe": str(probes[name]) if name in probes else "",
+            "probe": str(perturbed[name]) if name in perturbed else "",
             "weight": model.patch_weights[name],
-            "features": json.loads(store.read_text()) if store.is_file() else config.sides[name].features,
+            "features": read_json(store, "what `pave extract` wrote") if store.is_file() else folder,
         }
     return {
         "pave": __version__,
         "task": data.task,
         "split": split,
         "questions": len(questions),
-        "prompts": score.prompt_version(questions.task, questions.questions),
+        "prompts": score.prompts_hash(questions.task, questions.questions),
         "base": dataclasses.asdict(config.base),
         "weights": fingerprint(model),
         "sides": sides,
@@ -166,44 +205,66 @@ def describe(
     }
 
 
-def _answer(model: Pave, videos: Videos, how: generation.Decoding, options: Options, out: Path) -> None:
+def _answer(
+    model: PatchedModel, videos: VideoGroups, decoding: generation.Decoding, options: Options, out: Path
+) -> None:
     """Answer the questions about videos into a new file among the parts, a batch at a time."""
-    questions, groups = videos.questions, videos.groups
     (out / PARTS).mkdir(exist_ok=True)
-    if not groups:
+    if not videos.groups:
         return
-    length = [len(questions.task.prompt(q)) + sum(map(len, sum(q.history, ()))) for q in questions.questions]
-    batches = _batches(groups, length, options.batch)
+
+    questions = videos.questions
+    lengths = [
+        len(questions.task.prompt(q)) + sum(len(text) for turn in q.history for text in turn)
+        for q in questions.questions
+    ]
+    batches = make_batches(videos.groups, lengths, options.batch)
     loader = DataLoader(videos, batch_sampler=batches, num_workers=options.workers, collate_fn=list)
-    i, n = options.part
-    file = out / PARTS / f"{i}-of-{n}-{uuid.uuid4().hex}.jsonl"
-    bar = tqdm(total=sum(map(len, groups)), desc="answer", unit="question", disable=i > 0)
+
+    # A name of its own for each start: no process appends to a file that a kill may have cut in a line.
+    index, count = options.part
+    file = out / PARTS / f"{index}-of-{count}-{uuid.uuid4().hex}.jsonl"
+    bar = tqdm(total=sum(map(len, videos.groups)), desc="answer", unit="question", disable=index > 0)
     with file.open("x", encoding="utf-8") as handle, bar:
-        for numbers, items in zip(batches, loader):
-            good = [item for item in items if not isinstance(item, Bad)]
-            for reason in (item for item in items if isinstance(item, Bad)):
-                if not options.keep_going:
-                    raise UserError(f"{reason} (--keep-going counts such questions as wrong instead)")
-                log.warning("counted as wrong: %s", reason)
-            new = iter(generation.answers(model, good, how, options.batch) if good else ())
-            for number, item in zip(numbers, items):
-                qids = [questions.questions[i].qid for i in groups[number]]
-                if isinstance(item, Bad):
+        for batch, items in zip(batches, loader):
+            texts = _answer_batch(model, items, decoding, options)
+            for number, item in zip(batch, items):
+                qids = [questions.questions[i].qid for i in videos.groups[number]]
+                if isinstance(item, UnreadableVideo):
                     records = [{"qid": qid, "error": item} for qid in qids]
                 else:
-                    texts = model.base.tokenizer.batch_decode(next(new), skip_special_tokens=True)
-                    records = [{"qid": qid, "text": text.strip()} for qid, text in zip(qids, texts)]
+                    records = [{"qid": qid, "text": text.strip()} for qid, text in zip(qids, next(texts))]
                 handle.write("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
                 bar.update(len(qids))
             handle.flush()
 
 
-def _batches(groups: Sequence[Sequence[int]], length: Sequence[int], size: int) -> list[list[int]]:
-    """Numbers of groups that are answered together, of like length; at most `size` questions, or one group of more."""
-    longest = [max(length[i] for i in group) for group in groups]
+def _answer_batch(
+    model: PatchedModel,
+    items: Sequence[PromptGroup | UnreadableVideo],
+    decoding: generation.Decoding,
+    options: Options,
+) -> Iterator[list[str]]:
+    """The answers to each readable group of a batch. Raises UserError for an unreadable one, unless it may be wrong."""
+    groups = []
+    for item in items:
+        if not isinstance(item, UnreadableVideo):
+            groups.append(item)
+        elif options.keep_going:
+            log.warning("counted as wrong: %s", item)
+        else:
+            raise UserError(f"{item} (--keep-going counts such questions as wrong instead)")
+
+    answers = generation.answers(model, groups, decoding, options.batch) if groups else ()
+    return (model.base.tokenizer.batch_decode(rows, skip_special_tokens=True) for rows in answers)
+
+
+def make_batches(groups: Sequence[Sequence[int]], lengths: Sequence[int], size: int) -> list[list[int]]:
+    """Put groups of like length into batches of at most `size` questions, or of one group that is larger."""
+    longest = [max(lengths[i] for i in group) for group in groups]
     batches: list[list[int]] = []
     room = 0
-    # The longest first: what is too much for the memory shows at once.
+    # The longest first: a lack of memory shows at once.
     for number in sorted(range(len(groups)), key=lambda number: -longest[number]):
         if len(groups[number]) > room:
             batches.append([])

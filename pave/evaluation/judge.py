@@ -16,20 +16,30 @@ from typing import Any
 from tqdm import tqdm
 
 from pave.evaluation import judge_ledger, run_folder, score
-from pave.evaluation.chat_client import Endpoint
-from pave.evaluation.judge_ledger import JUDGE, JUDGEMENTS, Asked, Ledger, Prompt, Record, Refused, Reply
+from pave.evaluation.chat_client import ChatEndpoint
+from pave.evaluation.judge_ledger import (
+    JUDGE,
+    JUDGEMENTS,
+    JudgementLog,
+    JudgeReply,
+    JudgeRequest,
+    Record,
+    RequestBuilder,
+    RequestRefused,
+)
+from pave.tasks.base import get_task
 from pave.tasks.metrics import judge_prompts
-from pave.tasks.metrics.judge_prompts import WORDS, Words
+from pave.tasks.metrics.judge_prompts import JUDGE_PROMPTS, JudgePrompt
 from pave.types import Question, UserError
-from pave.utils import registry
-from pave.utils.atomic import atomic_file
+from pave.utils.atomic import write_text
+from pave.utils.json_files import read_json
 
 log = logging.getLogger(__name__)
-Ask = Callable[[Prompt], Reply | None]
+Ask = Callable[[JudgeRequest], JudgeReply | None]
 """A judge: its reply, or None where there is none to be had. Raises Refused, or UserError where none can succeed."""
-PLAIN: dict[str, Any] = {"temperature": 0, "max_tokens": 64}
+DEFAULT_BODY: dict[str, Any] = {"temperature": 0, "max_tokens": 64}
 """Of a request, besides model and messages."""
-HOPELESS = 3
+MAX_INITIAL_REFUSALS = 3
 """Refusals before any reply, after which no further request is sent."""
 
 
@@ -64,23 +74,23 @@ class Options:
     allow_missing: bool = False
 
 
-class Recorded:
+class RecordedJudge:
     """Replies of an earlier run, by what was asked."""
 
     def __init__(self, file: Path) -> None:
-        self.replies: dict[str, Reply] = {}
-        records = [record for record in judge_ledger.read(file) if "reply" in record]
+        self.replies: dict[str, JudgeReply] = {}
+        records = [record for record in judge_ledger.read_judgements(file) if "reply" in record]
         # Of several the first that can be read, as in scoring.
         for record in sorted(records, key=lambda record: record["verdict"] is None):
-            reply = Reply(record["reply"], record["model"], record["tokens_in"], record["tokens_out"])
+            reply = JudgeReply(record["reply"], record["model"], record["tokens_in"], record["tokens_out"])
             self.replies.setdefault(record["prompt"], reply)
 
-    def ask(self, prompt: Prompt) -> Reply | None:
+    def ask(self, prompt: JudgeRequest) -> JudgeReply | None:
         """None where nothing was asked in these words about this answer."""
         return self.replies.get(prompt.version)
 
 
-class Local:
+class LocalJudge:
     """A causal language model in a folder of transformers, greedy, one question at a time."""
 
     def __init__(self, folder: Path, device: str, max_new_tokens: int) -> None:
@@ -89,12 +99,12 @@ class Local:
         from pave.models.bases import _loading
 
         what = "a causal language model in the layout of transformers"
-        _loading.config(folder, what)
+        read_json(folder / "config.json", what)
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        lm = _loading.pretrained(AutoModelForCausalLM, folder, what, dtype="auto", local_files_only=True)
+        lm = _loading.load_pretrained(AutoModelForCausalLM, folder, what, dtype="auto", local_files_only=True)
         self.lm, self.name, self.max_new_tokens = lm.to(device), folder.name, max_new_tokens
 
-    def ask(self, prompt: Prompt) -> Reply:
+    def ask(self, prompt: JudgeRequest) -> JudgeReply:
         """In its own chat template, or the turns as they stand where it has none."""
         text, template = "\n\n".join(turn["content"] for turn in prompt.turns) + "\n", self.tokenizer.chat_template
         if template:
@@ -103,7 +113,7 @@ class Local:
         greedy = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
         length = given["input_ids"].shape[1]
         new = self.lm.generate(**given, **greedy, max_new_tokens=self.max_new_tokens)[0, length:]
-        return Reply(self.tokenizer.decode(new, skip_special_tokens=True), self.name, length, len(new))
+        return JudgeReply(self.tokenizer.decode(new, skip_special_tokens=True), self.name, length, len(new))
 
 
 def main(predictions: Path, task: str, split: str, root: Path, options: Options) -> tuple[str, int]:
@@ -111,21 +121,25 @@ def main(predictions: Path, task: str, split: str, root: Path, options: Options)
 
     Raises UserError for a judge that cannot be used, another judge than before, or another process at work.
     """
-    module = registry.load("tasks", task)
-    if not hasattr(module, "cases"):
+    benchmark = get_task(task)
+    if not benchmark.needs_judge:
         raise UserError(f"{task} is scored by rules, without a judge: `pave score`")
-    gold: list[Question] = module.load(split, root)
-    asked = score.first(gold, options.limit)
+    gold: list[Question] = benchmark.load(split, root)
+    asked = score.limit_questions(gold, options.limit)
     file = run_folder.merge(predictions, asked) if predictions.is_dir() else predictions
-    answers, _ = score.read(file, gold, asked, options.allow_missing)
-    kinds = sorted({case.kind for case in module.cases(gold)})
-    words = judge_prompts.read_scripts(options.words, kinds) if options.words else {kind: WORDS[kind] for kind in kinds}
-    about = Asked(words, gold, answers)
-    prompts = [prompt for case in module.cases(asked) if (prompt := about.prompt(case))]
+    answers, _ = score.read_answers(file, gold, asked, options.allow_missing)
+    kinds = sorted({case.kind for case in benchmark.judge_cases(gold)})
+    words = (
+        judge_prompts.read_scripts(options.words, kinds)
+        if options.words
+        else {kind: JUDGE_PROMPTS[kind] for kind in kinds}
+    )
+    about = RequestBuilder(words, gold, answers)
+    prompts = [prompt for case in benchmark.judge_cases(asked) if (prompt := about.prompt(case))]
     stop = threading.Event()
     ask, told = _open(options, stop)
     _claim(file.with_name(JUDGE), {"task": task, "split": split, "judge": told, "words": _describe(words)})
-    with Ledger.open(file.with_name(JUDGEMENTS), options.price) as ledger:
+    with JudgementLog.open(file.with_name(JUDGEMENTS), options.price) as ledger:
         # A model on this machine is one.
         parallel = options.parallel if told["kind"] == "endpoint" else 1
         _ask_all(ask, prompts, parallel, ledger, options, stop)
@@ -138,7 +152,7 @@ def main(predictions: Path, task: str, split: str, root: Path, options: Options)
 
 def _open(options: Options, stop: threading.Event) -> tuple[Ask, dict[str, Any]]:
     """The judge, and what judge.json says of it. Raises UserError for what is neither URL, folder nor file."""
-    body, given = {**PLAIN, **_object(options.body)}, Path(options.judge)
+    body, given = {**DEFAULT_BODY, **_object(options.body)}, Path(options.judge)
     if min(options.parallel, options.tries, options.retries + 1) < 1 or options.timeout <= 0:
         raise UserError("--parallel, --tries and --timeout: expected more than 0; --retries: 0 or more")
     if options.max_cost is not None and options.price is None:
@@ -149,15 +163,15 @@ def _open(options: Options, stop: threading.Event) -> tuple[Ask, dict[str, Any]]
     if is_url:
         assert options.model
         key = os.environ.get(options.key_env)
-        endpoint = Endpoint(options.judge, options.model, key, body, options.timeout, options.retries, stop)
+        endpoint = ChatEndpoint(options.judge, options.model, key, body, options.timeout, options.retries, stop)
         return endpoint.ask, {"kind": "endpoint", "name": options.model, "body": body}
     if given.is_dir():
-        if body.keys() != PLAIN.keys() or body["temperature"] or not body["max_tokens"]:
+        if body.keys() != DEFAULT_BODY.keys() or body["temperature"] or not body["max_tokens"]:
             raise UserError(f"{given}: a local model judges greedily; --body may set max_tokens and nothing else")
-        local = Local(given, options.device, body["max_tokens"])
+        local = LocalJudge(given, options.device, body["max_tokens"])
         return local.ask, {"kind": "local", "name": given.name, "body": body}
     if given.is_file():
-        return Recorded(given).ask, {"kind": "recorded", "name": given.name}
+        return RecordedJudge(given).ask, {"kind": "recorded", "name": given.name}
     raise UserError(f"--judge {options.judge}: expected a URL, a folder with a model or a file of recorded judgements")
 
 
@@ -176,28 +190,32 @@ def _claim(file: Path, told: dict[str, Any]) -> None:
     if not file.exists():
         if file.with_name(JUDGEMENTS).exists():
             raise UserError(f"{file}: missing, though there is {JUDGEMENTS}; put it back, or move {JUDGEMENTS} away")
-        with atomic_file(file) as temporary:
-            temporary.write_text(json.dumps(told, indent=1, ensure_ascii=False), encoding="utf-8")
-    differ = run_folder.differing(json.loads(file.read_text(encoding="utf-8")), told)
+        write_text(file, json.dumps(told, indent=1, ensure_ascii=False))
+    differ = run_folder.changed_entries(read_json(file, "what `pave judge` wrote"), told)
     if differ:
         changes = "; ".join(f"{name} was {one!r:.60}, is now {other!r:.60}" for name, one, other in differ)
         raise UserError(f"{file}: judged otherwise: {changes}; copy the predictions to another folder")
 
 
-def _describe(words: Mapping[str, Words]) -> dict[str, Any]:
+def _describe(words: Mapping[str, JudgePrompt]) -> dict[str, Any]:
     """Whose words, in full."""
     versions = {kind: judge_prompts.version(one) for kind, one in words.items()}
     text = {kind: one._asdict() for kind, one in words.items()}
-    return {"whose": judge_prompts.whose(words), "versions": versions, "text": text}
+    return {"whose": judge_prompts.prompt_source(words), "versions": versions, "text": text}
 
 
 def _ask_all(
-    ask: Ask, prompts: Sequence[Prompt], parallel: int, ledger: Ledger, options: Options, stop: threading.Event
+    ask: Ask,
+    prompts: Sequence[JudgeRequest],
+    parallel: int,
+    ledger: JudgementLog,
+    options: Options,
+    stop: threading.Event,
 ) -> None:
     """Ask what has no readable reply yet, and again as often as is allowed, while there is money."""
     refused: set[str] = set()
 
-    def lacking() -> Iterator[Prompt]:
+    def lacking() -> Iterator[JudgeRequest]:
         for prompt in prompts:
             if options.max_cost is not None and ledger.spent >= options.max_cost:
                 return
@@ -214,18 +232,18 @@ def _ask_all(
                 if "error" in record:
                     log.warning("refused: %s (%s): %s", record["qids"][0], record["kind"], record["error"])
                     refused.add(record["prompt"])
-                    if len(refused) >= HOPELESS and not ledger.replies:
-                        why = f"refused the first {HOPELESS} requests: {record['error']}"
+                    if len(refused) >= MAX_INITIAL_REFUSALS and not ledger.replies:
+                        why = f"refused the first {MAX_INITIAL_REFUSALS} requests: {record['error']}"
                         raise UserError(f"{options.judge}: {why}; --body changes what is sent")
                 elif options.max_cost is not None and record["cost"] is None:
                     raise UserError(f"{options.judge}: tells no numbers of tokens, so that --max-cost cannot be kept")
 
 
 def _replies(
-    ask: Ask, prompts: Iterator[Prompt], parallel: int, ledger: Ledger, stop: threading.Event
+    ask: Ask, prompts: Iterator[JudgeRequest], parallel: int, ledger: JudgementLog, stop: threading.Event
 ) -> Generator[Record, None, None]:
     """Lines as replies come and are saved. What is under way when something fails is waited for: it is paid."""
-    running: dict[Future[Reply | Refused | None], Prompt] = {}
+    running: dict[Future[JudgeReply | RequestRefused | None], JudgeRequest] = {}
     with ThreadPoolExecutor(parallel) as pool:
         try:
             while True:
@@ -245,8 +263,8 @@ def _replies(
                     ledger.write(prompt, reply)
 
 
-def _or_refused(ask: Ask, prompt: Prompt) -> Reply | Refused | None:
+def _or_refused(ask: Ask, prompt: JudgeRequest) -> JudgeReply | RequestRefused | None:
     try:
         return ask(prompt)
-    except Refused as error:
+    except RequestRefused as error:
         return error

@@ -12,27 +12,28 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from pave.tasks.metrics import judge_verdicts
-from pave.tasks.metrics.judge_prompts import WORDS, Words
-from pave.tasks.metrics.judge_verdicts import Case, Judged, Verdict
+from pave.tasks.metrics.judge_prompts import JUDGE_PROMPTS, JudgePrompt
+from pave.tasks.metrics.judge_verdicts import JudgeCase, JudgedPrediction, Verdict
 from pave.types import Prediction, Question, UserError
+from pave.utils.json_files import read_json, read_jsonl
 
 JUDGEMENTS, JUDGE = "judgements.jsonl", "judge.json"
-SHOWN = 20
+SHOWN_NAMES = 20
 """Names of each kind of failure in metrics.json; samples.jsonl has the verdicts on every answer."""
 Record = dict[str, Any]
 """One line: kind, qids, prompt (a hash), and reply, model, tokens_in, tokens_out, cost, verdict; or `error`."""
 
 
-class Prompt(NamedTuple):
+class JudgeRequest(NamedTuple):
     """One thing to ask."""
 
-    case: Case
+    case: JudgeCase
     turns: list[dict[str, str]]
     version: str
     """16 digits of all that is asked; other words, questions or answers have others."""
 
 
-class Reply(NamedTuple):
+class JudgeReply(NamedTuple):
     """What a judge said."""
 
     text: str
@@ -42,87 +43,89 @@ class Reply(NamedTuple):
     tokens_out: int | None
 
 
-class Refused(Exception):
+class RequestRefused(Exception):
     """This request failed; others may not."""
 
 
-class Asked:
+class RequestBuilder:
     """What a judge is asked about the answers of a run, in given words."""
 
     def __init__(
-        self, words: Mapping[str, Words], questions: Sequence[Question], answers: Mapping[str, Prediction]
+        self, words: Mapping[str, JudgePrompt], questions: Sequence[Question], answers: Mapping[str, Prediction]
     ) -> None:
         self.words, self.answers = words, answers
         self.questions = {question.qid: question for question in questions}
 
-    def prompt(self, case: Case) -> Prompt | None:
+    def prompt(self, case: JudgeCase) -> JudgeRequest | None:
         """None where an answer is missing, or the words for this kind are."""
         if case.kind not in self.words or not all(qid in self.answers for qid in case.qids):
             return None
         said = [self.answers[qid].text for qid in case.qids]
         turns = judge_verdicts.messages(self.words[case.kind], [self.questions[qid] for qid in case.qids], said)
         told = json.dumps([*case, *(turn["content"] for turn in turns)])
-        return Prompt(case, turns, hashlib.sha256(told.encode()).hexdigest()[:16])
+        return JudgeRequest(case, turns, hashlib.sha256(told.encode()).hexdigest()[:16])
 
 
-def read(file: Path) -> list[Record]:
-    """All lines, but for a last one that a kill tore. Raises UserError for another broken line."""
-    records: list[Record] = []
-    lines = file.read_bytes().split(b"\n") if file.is_file() else []
-    for number, line in enumerate(lines[:-1], start=1):
-        try:
-            record = json.loads(line)
-            said = record["reply"] if "reply" in record else record["error"]
-            if record["kind"] not in WORDS or not isinstance(record["qids"], list) or not isinstance(said, str):
-                raise ValueError(f"kind {record['kind']}, qids {record['qids']}")
-        except (ValueError, KeyError, TypeError) as error:
-            what = f"not a judgement ({error!r})"
-            raise UserError(f"{file}:{number}: {what}; expected kind, qids, prompt and reply") from error
-        records.append(record)
-    return records
+def read_judgements(file: Path) -> list[Record]:
+    """Read all judgements; none where there is no file yet. Raises UserError for a line that is no judgement."""
+    if not file.is_file():
+        return []
+    expected = "a judgement with kind, qids, prompt and reply"
+    return read_jsonl(file, expected, _judgement, allow_partial_last_line=True)
 
 
-def manifest(predictions: Path) -> dict[str, Any] | None:
-    """What judge.json beside a predictions file says, if it is there."""
+def _judgement(line: Record) -> Record:
+    """Check a line. Raises ValueError, KeyError or TypeError for one that is no judgement."""
+    reply = line["reply"] if "reply" in line else line["error"]
+    if line["kind"] not in JUDGE_PROMPTS or not isinstance(line["qids"], list) or not isinstance(reply, str):
+        raise ValueError(f"kind {line['kind']}, qids {line['qids']}")
+    return line
+
+
+def read_manifest(predictions: Path) -> dict[str, Any] | None:
+    """Read judge.json beside a predictions file; None where there is none. Raises UserError for a damaged one."""
     file = predictions.with_name(JUDGE)
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    return read_json(file, "what `pave judge` wrote", ("judge", "words")) if file.is_file() else None
 
 
-def _words(told: Mapping[str, Any]) -> dict[str, Words]:
-    return {kind: Words(**one) for kind, one in told["words"]["text"].items()}
+def _words(told: Mapping[str, Any]) -> dict[str, JudgePrompt]:
+    return {kind: JudgePrompt(**one) for kind, one in told["words"]["text"].items()}
 
 
-def attach(
+def attach_verdicts(
     predictions: Path, questions: Sequence[Question], answers: Mapping[str, Prediction]
 ) -> dict[str, Prediction]:
     """The answers with the verdicts on them, where a judge has been asked; a verdict on another answer is left out.
 
     The first readable reply counts. Raises UserError for a broken line and for one about a question of another split.
     """
-    told = manifest(predictions)
+    told = read_manifest(predictions)
     if told is None:
         return dict(answers)
-    asked = Asked(_words(told), questions, answers)
+    asked = RequestBuilder(_words(told), questions, answers)
     verdicts: dict[str, dict[str, Verdict]] = {qid: {} for qid in answers}
-    for record in read(predictions.with_name(JUDGEMENTS)):
-        case = Case(record["kind"], tuple(record["qids"]))
+    for record in read_judgements(predictions.with_name(JUDGEMENTS)):
+        case = JudgeCase(record["kind"], tuple(record["qids"]))
         strange = [qid for qid in case.qids if qid not in asked.questions]
         if strange:
             raise UserError(f"{predictions.with_name(JUDGEMENTS)}: question '{strange[0]}' is not one of this split")
         verdict, prompt = judge_verdicts.parse(record.get("reply", ""), case.kind), asked.prompt(case)
         if verdict and prompt and prompt.version == record["prompt"]:
             verdicts[case.qids[0]].setdefault(case.kind, verdict)
-    return {qid: Judged(qid, answer.text, verdicts[qid]) for qid, answer in answers.items()}
+    return {qid: JudgedPrediction(qid, answer.text, verdicts[qid]) for qid, answer in answers.items()}
 
 
 def summary(
-    predictions: Path, cases: Sequence[Case], questions: Sequence[Question], answers: Mapping[str, Prediction]
+    predictions: Path, cases: Sequence[JudgeCase], questions: Sequence[Question], answers: Mapping[str, Prediction]
 ) -> dict[str, Any] | None:
     """Who judged, in whose words, for how many tokens; which cases have no verdict, and why. None: no judge yet."""
-    told = manifest(predictions)
+    told = read_manifest(predictions)
     if told is None:
         return None
-    asked, records = Asked(_words(told), questions, answers), read(predictions.with_name(JUDGEMENTS))
+    asked, records = (
+        RequestBuilder(_words(told), questions, answers),
+        read_judgements(predictions.with_name(JUDGEMENTS)),
+    )
     seen: dict[str, set[str]] = {}
     for record in records:
         readable = "reply" in record and judge_verdicts.parse(record["reply"], record["kind"]) is not None
@@ -142,7 +145,7 @@ def summary(
         "models": sorted({record["model"] for record in replies}),
         "cases": len(cases),
         **{state: len(names) for state, names in states.items()},
-        "names": {state: names[:SHOWN] for state, names in states.items() if names and state != "judged"},
+        "names": {state: names[:SHOWN_NAMES] for state, names in states.items() if names and state != "judged"},
         "replies": len(replies),
         "tokens_in": sum(record["tokens_in"] or 0 for record in replies),
         "tokens_out": sum(record["tokens_out"] or 0 for record in replies),
@@ -150,7 +153,7 @@ def summary(
     }
 
 
-def lines(found: Mapping[str, Any] | None) -> list[str]:
+def summary_lines(found: Mapping[str, Any] | None) -> list[str]:
     """For people: who judged what, and loudly what was not judged."""
     if found is None:
         return ["NOT JUDGED: `pave judge` asks a judge; until then there are no scores"]
@@ -174,7 +177,7 @@ def lines(found: Mapping[str, Any] | None) -> list[str]:
 
 
 @dataclass
-class Ledger:
+class JudgementLog:
     """What was asked and what it cost, by one process at a time."""
 
     handle: BinaryIO
@@ -186,7 +189,7 @@ class Ledger:
 
     @staticmethod
     @contextmanager
-    def open(file: Path, price: tuple[float, float] | None) -> Iterator[Ledger]:
+    def open(file: Path, price: tuple[float, float] | None) -> Iterator[JudgementLog]:
         """With what was saved before, but for what a kill tore. Raises UserError while another process has it."""
         with file.open("a+b") as handle:
             try:
@@ -195,15 +198,15 @@ class Ledger:
                 raise UserError(f"{file}: another `pave judge` writes it; wait for its end") from error
             handle.seek(0)
             handle.truncate(handle.read().rfind(b"\n") + 1)
-            ledger = Ledger(handle, price)
-            for record in read(file):
+            ledger = JudgementLog(handle, price)
+            for record in read_judgements(file):
                 ledger._count(record)
             yield ledger
 
-    def write(self, prompt: Prompt, reply: Reply | Refused) -> Record:
+    def write(self, prompt: JudgeRequest, reply: JudgeReply | RequestRefused) -> Record:
         """Save a reply; returns its line."""
         record: Record = {**prompt.case._asdict(), "prompt": prompt.version}
-        if isinstance(reply, Refused):
+        if isinstance(reply, RequestRefused):
             record["error"] = str(reply)
         else:
             verdict = judge_verdicts.parse(reply.text, prompt.case.kind)
@@ -221,7 +224,7 @@ class Ledger:
             readable = judge_verdicts.parse(record["reply"], record["kind"]) is not None
             self.replies.setdefault(record["prompt"], []).append(readable)
 
-    def _cost(self, reply: Reply) -> float | None:
+    def _cost(self, reply: JudgeReply) -> float | None:
         if self.price is None or reply.tokens_in is None or reply.tokens_out is None:
             return None
         return (reply.tokens_in * self.price[0] + reply.tokens_out * self.price[1]) / 1e6

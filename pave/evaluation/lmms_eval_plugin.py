@@ -13,9 +13,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from pave.checkpoints import load
-from pave.data import visual_token_cache
 from pave.data.collate import encode_conversation, expand_video_tokens
-from pave.data.dataset import feature_file, select_frame_sampling, make_sample, side_channels, read_side_tokens
+from pave.data.dataset import feature_file, make_sample, read_side_tokens, select_frame_sampling, side_channels
 from pave.evaluation.evaluate import UnreadableVideo
 from pave.inference import generation
 from pave.inference.generation import PromptGroup
@@ -67,7 +66,7 @@ class Model(lmms):
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
             raise UserError(f"--batch_size {batch_size}: expected a whole number above 0")
         self.batch_size, self.workers = int(batch_size), workers
-        self.device = torch.device(load.device(device))
+        self.device = torch.device(load.choose_device(device))
         texts = [f"{key}={value}" for key, value in overrides.items()]
         device = str(self.device)
         self.model, self.config = load.load_model(Path(ckpt), base, texts, base_only, device, trust_plugins)
@@ -75,7 +74,7 @@ class Model(lmms):
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """Answers in the order of the requests. Raises UserError, before the first, for what is missing or not done."""
         asks = [self._ask(*request.args) for request in requests]
-        prompt_conditioned = getattr(self.model.base, "prompt_conditioned", False)
+        prompt_conditioned = self.model.base.prompt_conditioned
         videos: dict[tuple[Any, ...], list[int]] = {}
         for i, ask in enumerate(asks):
             own = ask.text if prompt_conditioned else ""
@@ -149,9 +148,11 @@ class Model(lmms):
         }
         sample = make_sample(config, base, first.text, clip, sides)
         assert sample.pixels is not None
-        visual = visual_token_cache.ids(base, sample.pixels, sample.frame_seconds)
+        visual = base.visual_token_ids(len(sample.pixels), tuple(sample.pixels.shape[-2:]), sample.frame_seconds)
         encoded, longest = [encode_conversation(base, ask.text) for ask in others], config.data.max_length
-        return PromptGroup(sample, [sample.ids, *(expand_video_tokens(e.ids, e.labels, visual, longest)[0] for e in encoded)])
+        return PromptGroup(
+            sample, [sample.ids, *(expand_video_tokens(e.ids, e.labels, visual, longest)[0] for e in encoded)]
+        )
 
 
 def _decoding(where: str, wanted: Mapping[str, Any]) -> tuple[int, tuple[str, ...]]:

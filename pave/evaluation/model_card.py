@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -16,6 +14,7 @@ from pave.config import BaseConfig, Config
 from pave.evaluation import run_folder
 from pave.models import patched_model
 from pave.types import UserError
+from pave.utils.json_files import read_json
 
 CARD_FILE = "README.md"
 SHOWN = (
@@ -50,7 +49,7 @@ pave demo --ckpt {folder} --video clip.mp4 --ask "What is heard?"{flags}
 from pathlib import Path
 
 from pave import Pave
-from pave.demo import answer
+from pave.inference.demo import answer
 
 model = Pave.from_pretrained("{name}"{overrides})
 print(answer(model, model.config, Path("clip.mp4"), "What is heard?", {features}))
@@ -104,7 +103,7 @@ TODO = {
 
 
 def card(
-    trained: patched_model.Pave, config: Config, name: str, license: str = "", results: Sequence[Path] = ()
+    trained: patched_model.PatchedModel, config: Config, name: str, license: str = "", results: Sequence[Path] = ()
 ) -> str:
     """The model card of a folder, Markdown with metadata; `name` is the folder or the repository.
 
@@ -131,7 +130,7 @@ def card(
         said["patch_lr"] = config.patch_lr
     where = f"`{base.path}`" if public else f"a `{base.name}` base that is not on the hub (give `base.path=FOLDER`)"
     tasks = [one.task or task for task, one in data.mixture.items()] or [data.task]
-    trust = bool(patch_folder.own_plugins(config))
+    trust = bool(patch_folder.foreign_plugins(config))
     return CARD.format(
         **TODO,
         metadata=yaml.safe_dump(metadata, sort_keys=False),
@@ -157,9 +156,10 @@ def card(
     )
 
 
-def _scores(trained: patched_model.Pave, config: Config, folder: Path) -> str:
+def _scores(trained: patched_model.PatchedModel, config: Config, folder: Path) -> str:
     """What `pave eval` found, as a table with all that it needs to be understood."""
-    found, manifest = (_json(folder / file) for file in (run_folder.METRICS, run_folder.MANIFEST))
+    found = run_folder.read_metrics(folder)
+    manifest = read_json(folder / run_folder.MANIFEST, run_folder.EXPECTED, ("base", "sides", "weights"))
     # Half precision rounds the base's norms, which the hash covers, so it can be compared in one type only.
     same = manifest["base"]["dtype"] == config.base.dtype and manifest["sides"]
     if same and manifest["weights"] != load.fingerprint(trained):
@@ -181,12 +181,6 @@ def _scores(trained: patched_model.Pave, config: Config, folder: Path) -> str:
             *rows,
         ]
     )
-
-
-def _json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise UserError(f"{file}: no such file; expected a folder that `pave eval` wrote")
-    return json.loads(file.read_text())
 
 
 def _frames(base: BaseConfig) -> str:

@@ -1,99 +1,124 @@
-"""The folder of an evaluation: manifest, parts and predictions."""
+"""The folder of an evaluation: a manifest, one part for each process, and the predictions merged from them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pave.types import Question, UserError
-from pave.utils.atomic import atomic_file
+from pave.utils.atomic import write_text
+from pave.utils.json_files import read_json, read_jsonl
 
 PREDICTIONS, METRICS, MANIFEST, PARTS = "predictions.jsonl", "metrics.json", "manifest.json", "parts"
+EXPECTED = "a folder that `pave eval` wrote"
 Record = dict[str, str]
 """One line: `qid`, and `text` or the `error` that kept the question from being read."""
 
 
-def claim(path: Path, manifest: Mapping[str, Any]) -> None:
-    """One folder holds answers of one kind. Raises UserError naming what differs."""
+class Change(NamedTuple):
+    """An entry that differs between two manifests; None where one of them lacks it."""
+
+    name: str
+    """Keys from the outside in, joined by dots."""
+    before: Any
+    after: Any
+
+
+def claim_run_folder(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Write the manifest, or check that the folder was written under an equal one: a folder holds one run.
+
+    Raises UserError naming what differs, and for answers without a manifest.
+    """
     if not path.exists():
         if (path.parent / PARTS).is_dir():
             raise UserError(f"{path}: missing, though there are answers; choose another folder or delete {path.parent}")
-        with atomic_file(path) as temporary:
-            temporary.write_text(json.dumps(manifest, indent=1))
-    if differ := differing(json.loads(path.read_text()), manifest):
-        told = "; ".join(f"{name} was {one}, is now {other}" for name, one, other in differ)
-        raise UserError(f"{path}: answers found otherwise: {told}; choose another folder or delete {path.parent}")
+        write_text(path, json.dumps(manifest, indent=1))
+
+    # Read back even if just written: of two processes that start together, one has written it.
+    changes = changed_entries(read_json(path, EXPECTED), manifest)
+    if changes:
+        text = "; ".join(f"{change.name} was {change.before}, is now {change.after}" for change in changes)
+        raise UserError(f"{path}: answers of another run: {text}; choose another folder or delete {path.parent}")
 
 
-def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Entries of two manifests, under dotted names, that are not the same in both."""
-    theirs, ours = _flat(one), _flat(json.loads(json.dumps(other)))
-    return [
-        (name, theirs.get(name), ours.get(name))
-        for name in sorted(theirs.keys() | ours.keys())
-        if theirs.get(name) != ours.get(name)
-    ]
+def changed_entries(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
+    """List what differs between two manifests, `before` read from JSON."""
+    entries_before = _flatten(before)
+    # Through JSON, which makes lists of tuples.
+    entries_after = _flatten(json.loads(json.dumps(after)))
+
+    names = sorted(entries_before.keys() | entries_after.keys())
+    changes = [Change(name, entries_before.get(name), entries_after.get(name)) for name in names]
+    return [change for change in changes if change.before != change.after]
 
 
-def _flat(value: Any, name: str = "") -> dict[str, Any]:
+def _flatten(value: Any, name: str = "") -> dict[str, Any]:
     """Nested entries under dotted names."""
     if not isinstance(value, dict):
         return {name: value}
-    return {k: v for key, below in value.items() for k, v in _flat(below, f"{name}.{key}".lstrip(".")).items()}
+    entries: dict[str, Any] = {}
+    for key, inner in value.items():
+        entries |= _flatten(inner, f"{name}.{key}".lstrip("."))
+    return entries
 
 
 def gather(out: Path) -> dict[str, Record]:
-    """What all processes have answered so far, by question, whatever the order of files and lines."""
+    """Read the answers of all processes so far, by question, whatever the order of files and lines."""
     records: dict[str, Record] = {}
     for file in (out / PARTS).glob("*.jsonl"):
-        for _, record in _lines(file, torn=True):
-            known = records.setdefault(record["qid"], record)
-            # A question that could be read later counts; of two answers, which half precision may give, the lesser.
-            if "text" in record and ("text" not in known or record["text"] < known["text"]):
-                records[record["qid"]] = record
+        for record in read_records(file, allow_partial_last_line=True):
+            qid = record["qid"]
+            current = records.setdefault(qid, record)
+            if "text" not in record:
+                continue
+            # An answer replaces an error. Two answers, which may differ in half precision: the smaller one, always.
+            if "text" not in current or record["text"] < current["text"]:
+                records[qid] = record
     return records
 
 
-def merge(out: Path, asked: Sequence[Question]) -> Path:
-    """One predictions file from the parts of a folder, in the order of the questions. UserError: no parts."""
+def merge(out: Path, questions: Sequence[Question]) -> Path:
+    """Write the predictions file from the parts, in the order of the questions. Raises UserError without parts."""
     if not (out / PARTS).is_dir():
-        raise UserError(f"{out}: no folder {PARTS} in it; expected a folder that `pave eval` wrote")
+        raise UserError(f"{out}: no folder {PARTS} in it; expected {EXPECTED}")
+
     records = gather(out)
-    lines = [json.dumps(records[q.qid], ensure_ascii=False) for q in asked if q.qid in records]
-    with atomic_file(out / PREDICTIONS) as temporary:
-        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    lines = [json.dumps(records[q.qid], ensure_ascii=False) for q in questions if q.qid in records]
+    write_text(out / PREDICTIONS, "".join(f"{line}\n" for line in lines))
     return out / PREDICTIONS
 
 
-def _read(predictions: Path, known: set[str]) -> dict[str, Record]:
-    if not predictions.is_file():
-        raise UserError(f"{predictions}: no such predictions file; `pave eval` writes one")
+def read_predictions(file: Path, qids: Collection[str]) -> dict[str, Record]:
+    """Read a predictions file, by question. Raises UserError for a question that is not in `qids`, or comes twice."""
+    if not file.is_file():
+        raise UserError(f"{file}: no such predictions file; `pave eval` writes one")
+
     records: dict[str, Record] = {}
-    for number, record in _lines(predictions):
+    for number, record in enumerate(read_records(file), start=1):
         qid = record["qid"]
-        if qid not in known or qid in records:
-            what = "answered twice" if qid in records else "not one of this split"
-            raise UserError(f"{predictions}:{number}: question '{qid}' is {what}")
+        if qid not in qids:
+            raise UserError(f"{file}:{number}: question '{qid}' is not one of this split")
+        if qid in records:
+            raise UserError(f"{file}:{number}: question '{qid}' is answered twice")
         records[qid] = record
     return records
 
 
-def _lines(file: Path, torn: bool = False) -> Iterator[tuple[int, Record]]:
-    """Numbered records of a file, of which a kill may have torn the last. Raises UserError for another broken line."""
-    # Not splitlines: an answer may hold any of the breaks that Unicode knows.
-    lines = file.read_bytes().split(b"\n")
-    for number, line in enumerate(lines, start=1):
-        if not line and number == len(lines):
-            return
-        try:
-            record = json.loads(line)
-            kept = {key: record[key] for key in ("qid", "text", "error") if record.get(key) is not None}
-            if not all(isinstance(value, str) for value in (kept["qid"], *kept.values())):
-                raise TypeError("qid and text must be strings")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            if torn and number == len(lines):
-                return
-            raise UserError(f"{file}:{number}: not a prediction ({error!r}); expected qid and text") from error
-        yield number, kept
+def read_records(file: Path, allow_partial_last_line: bool = False) -> list[Record]:
+    """Read the lines of one file. Raises UserError for a line that is no prediction."""
+    return read_jsonl(file, "a prediction with qid and text", _parse_record, allow_partial_last_line)
+
+
+def _parse_record(line: Mapping[str, Any]) -> Record:
+    """Take the known entries of a line. Raises KeyError or TypeError if it is no prediction."""
+    record = {key: line[key] for key in ("qid", "text", "error") if line.get(key) is not None}
+    if not all(isinstance(value, str) for value in (record["qid"], *record.values())):
+        raise TypeError("qid and text must be strings")
+    return record
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """Read the scores of a folder that `pave eval` wrote. Raises UserError where there are none."""
+    return read_json(folder / METRICS, EXPECTED, ("task", "split", "metrics", "chance", "coverage"))

@@ -6,15 +6,15 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from pave.evaluation import judge_ledger
-from pave.evaluation.run_folder import MANIFEST, METRICS, _read, merge
-from pave.tasks.metrics.judge_verdicts import Judged
+from pave.evaluation.run_folder import EXPECTED, MANIFEST, METRICS, merge, read_predictions
+from pave.tasks.base import Task, get_task
+from pave.tasks.metrics.judge_verdicts import JudgedPrediction
 from pave.types import Prediction, Question, UserError
-from pave.utils import registry
-from pave.utils.atomic import atomic_file
+from pave.utils.atomic import write_text
+from pave.utils.json_files import read_json
 
 SAMPLES = "samples.jsonl"
 
@@ -27,18 +27,18 @@ def score(
     Of the first `limit` questions, or all. Raises UserError for a broken line, and for an unknown, a repeated or,
     unless allowed, a missing question.
     """
-    module = registry.load("tasks", task)
-    gold: list[Question] = module.load(split, root)
-    asked = first(gold, limit)
+    benchmark = get_task(task)
+    gold: list[Question] = benchmark.load(split, root)
+    asked = limit_questions(gold, limit)
     if predictions.is_dir():
         predictions = merge(predictions, asked)
-    answers, missing = read(predictions, gold, asked, allow_missing)
+    answers, missing = read_answers(predictions, gold, asked, allow_missing)
     said = [answers[q.qid].text for q in asked if q.qid in answers]
     result = {
         "task": task,
         "split": split,
         **_asked_how(predictions.with_name(MANIFEST)),
-        "about": module.about(split) if hasattr(module, "about") else {},
+        "about": benchmark.describe(split),
         "limit": limit,
         "coverage": {
             "questions": len(gold),
@@ -48,35 +48,39 @@ def score(
             "empty": sum(not text.strip() for text in said),
         },
         "unreadable": len(asked) - len(said) - len(missing),
-        "metrics": module.score([(q, answers.get(q.qid)) for q in asked]),
-        "chance": module.chance(asked),
+        "metrics": benchmark.score([(q, answers.get(q.qid)) for q in asked]),
+        "chance": benchmark.chance(asked),
     }
-    if hasattr(module, "cases"):
-        result["judge"] = judge_ledger.summary(predictions, module.cases(asked), gold, answers)
-    with atomic_file(predictions.with_name(METRICS)) as temporary:
-        temporary.write_text(json.dumps(result, indent=1))
-    with atomic_file(predictions.with_name(SAMPLES)) as temporary:
-        temporary.write_text("".join(_sample(module, q, answers.get(q.qid)) for q in asked), encoding="utf-8")
+    if benchmark.needs_judge:
+        result["judge"] = judge_ledger.summary(predictions, benchmark.judge_cases(asked), gold, answers)
+    write_text(predictions.with_name(METRICS), json.dumps(result, indent=1))
+    write_text(predictions.with_name(SAMPLES), "".join(_sample(benchmark, q, answers.get(q.qid)) for q in asked))
     return result
 
 
-def _sample(module: ModuleType, question: Question, answer: Prediction | None) -> str:
+def _sample(benchmark: Task, question: Question, answer: Prediction | None) -> str:
     """One line to read: what was asked about what, what is right, what was said."""
-    told = {"qid": question.qid, "video": question.video, "group": question.group, "prompt": module.prompt(question)}
-    told |= {"answers": question.answers, "said": None if answer is None else answer.text}
-    if isinstance(answer, Judged):
-        told["judged"] = {kind: verdict._asdict() for kind, verdict in answer.verdicts.items()}
-    return json.dumps(told, ensure_ascii=False) + "\n"
+    sample: dict[str, object] = {
+        "qid": question.qid,
+        "video": question.video,
+        "group": question.group,
+        "prompt": benchmark.prompt(question),
+        "answers": question.answers,
+        "said": None if answer is None else answer.text,
+    }
+    if isinstance(answer, JudgedPrediction):
+        sample["judged"] = {kind: verdict._asdict() for kind, verdict in answer.verdicts.items()}
+    return json.dumps(sample, ensure_ascii=False) + "\n"
 
 
-def read(
+def read_answers(
     predictions: Path, gold: Sequence[Question], asked: Sequence[Question], allow_missing: bool = False
 ) -> tuple[dict[str, Prediction], list[str]]:
     """The answers of a file by question, with a judge's verdicts, and which of those asked have none.
 
     Raises UserError as `score`.
     """
-    records = _read(predictions, {q.qid for q in gold})
+    records = read_predictions(predictions, {q.qid for q in gold})
     missing = [q.qid for q in asked if q.qid not in records]
     if missing and not allow_missing:
         raise UserError(
@@ -84,24 +88,24 @@ def read(
             "`pave eval` into the same folder goes on, --allow-missing counts them as wrong"
         )
     answers = {qid: Prediction(qid, record["text"]) for qid, record in records.items() if "text" in record}
-    return judge_ledger.attach(predictions, gold, answers), missing
+    return judge_ledger.attach_verdicts(predictions, gold, answers), missing
 
 
 def _asked_how(manifest: Path) -> dict[str, Any]:
     """What the results say of how the questions were asked; nothing is known of answers from elsewhere."""
-    written = json.loads(manifest.read_text()) if manifest.is_file() else {}
+    written = read_json(manifest, EXPECTED) if manifest.is_file() else {}
     sides = written.get("sides", {})
     return {"prompts": written.get("prompts"), "probes": {name: side["probe"] for name, side in sides.items()}}
 
 
-def first(questions: Sequence[Question], limit: int | None) -> Sequence[Question]:
+def limit_questions(questions: Sequence[Question], limit: int | None) -> Sequence[Question]:
     """The questions to be asked. Raises UserError for a limit below one."""
     if limit is not None and limit < 1:
         raise UserError(f"--limit {limit}: expected one question at least")
     return questions[:limit]
 
 
-def prompt_version(task: ModuleType, questions: Sequence[Question]) -> str:
+def prompts_hash(task: Task, questions: Sequence[Question]) -> str:
     """Which words a model is given, in 16 digits: a hash of every prompt with its history."""
     said = [[q.qid, task.prompt(q), q.history] for q in questions]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
@@ -117,5 +121,5 @@ def table(result: Mapping[str, Any]) -> str:
     if coverage["asked"] < coverage["questions"]:
         lines.append(f"ONLY THE FIRST {coverage['asked']} of {coverage['questions']} questions (--limit)")
     lines += [f"side-channel {name}: {probe}" for name, probe in result["probes"].items() if probe]
-    lines += judge_ledger.lines(result["judge"]) if "judge" in result else []
+    lines += judge_ledger.summary_lines(result["judge"]) if "judge" in result else []
     return "\n".join(lines)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from pave.evaluation.evaluate import METRICS
+from pave.evaluation import run_folder
 from pave.tasks import sideworld
-from pave.types import UserError
+from pave.utils import plotting, tables
 
 COLUMNS = ("chance", "base", "patched", "patched, sides shuffled")
 
 
 def main(base: Path, patched: Path, shuffled: Path, out: Path) -> str:
     """Write out/report.md and out/report.png from three folders of `pave eval`. Returns the report."""
-    runs = [_metrics(folder) for folder in (base, patched, shuffled)]
+    runs = [run_folder.read_metrics(folder) for folder in (base, patched, shuffled)]
     columns = [runs[1]["chance"], *(run["metrics"] for run in runs)]
-    all_needs = {kind.needs for kind in (*sideworld.KINDS, *sideworld.FURTHER)}
+    all_needs = {kind.needs for kind in sideworld.KINDS}
     kinds = [name for name in columns[0] if name not in all_needs]
     control = f"{columns[2]['visual']:.3f}"
     summary = [
@@ -29,11 +28,11 @@ def main(base: Path, patched: Path, shuffled: Path, out: Path) -> str:
         "",
         "Accuracy on questions that only a side-channel can decide; the visual control needs the video alone.",
         "",
-        *_table(["", *COLUMNS, "visual control"], summary),
+        *tables.markdown(["", *COLUMNS, "visual control"], summary),
         "",
         "By kind of question:",
         "",
-        *_table(["question", *COLUMNS], [[k, *(f"{column[k]:.3f}" for column in columns)] for k in kinds]),
+        *tables.markdown(["question", *COLUMNS], [[k, *(f"{column[k]:.3f}" for column in columns)] for k in kinds]),
         "",
         f"{runs[1]['metrics']['n']} questions of sideworld {runs[1]['split']}. A small world: it shows that the method"
         " and this code work, not how well they do on real video.",
@@ -47,25 +46,9 @@ def main(base: Path, patched: Path, shuffled: Path, out: Path) -> str:
     return "\n".join(lines)
 
 
-def _metrics(folder: Path) -> dict:
-    """metrics.json of one evaluation. Raises UserError if there is none."""
-    file = folder / METRICS
-    if not file.is_file():
-        raise UserError(f"{file}: no such file; expected a folder that `pave eval` wrote")
-    return json.loads(file.read_text())
-
-
-def _table(head: list[str], rows: list[list[str]]) -> list[str]:
-    return [f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows]]
-
-
 def _plot(kinds: list[str], columns: list[dict[str, float]], file: Path) -> None:
     """Grouped bars: one group a kind of question, one bar a column."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise UserError(f"{file}: a plot needs matplotlib; pip install -e '.[plot]'") from error
-    matplotlib.use("agg")
+    plotting.require_matplotlib(file)
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 3.2), layout="constrained")
@@ -83,5 +66,4 @@ def _plot(kinds: list[str], columns: list[dict[str, float]], file: Path) -> None
     axes.set_ylabel("accuracy")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.18), ncols=4, frameon=False)
-    figure.savefig(file, dpi=140)
-    pyplot.close(figure)
+    plotting.save_figure(figure, file, dpi=140)

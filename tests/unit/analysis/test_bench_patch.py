@@ -1,10 +1,6 @@
-"""`pave bench patch`: the count of the work, one measured row, the table and its files."""
+"""`pave bench patch`: the count of the work, two patches measured in turn, the table, refusals."""
 
 from __future__ import annotations
-
-import csv
-import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,21 +11,15 @@ from pave.analysis import bench_patch
 from pave.models.patch import patch as patch_module
 from pave.types import UserError
 
-BASELINE = GOLDEN / "module/baseline.json"
-ROWS = [
-    bench_patch.Row("a", 10.0, 20.0, 30.0, 40.0, 50.0),
-    bench_patch.Row("bb", 1.0, 2.0, 3.0, 4.0, 5.0, 600.0, 700.0),
-]
 
-
-def spec(side: str, mode: str, batch: int = 1) -> bench_patch.Spec:
-    return bench_patch.Spec(side, "0.5b", batch, mode, "cpu", "float32", threads=1, reps=1)
+def make_spec(side: str, mode: str, batch: int = 1) -> bench_patch.Spec:
+    return bench_patch.Spec(side, "0.5b", batch, mode)
 
 
 def test_work_equals_the_official_count() -> None:
-    for side, gflop in read_json(BASELINE)["forward_gflop"].items():
-        assert bench_patch.gflop(spec(side, "forward")) == pytest.approx(gflop)
-        assert bench_patch.gflop(spec(side, "forward", batch=4)) == pytest.approx(4 * gflop)
+    for side, gflop in read_json(GOLDEN / "module/baseline.json")["forward_gflop"].items():
+        assert bench_patch.gflop(make_spec(side, "forward")) == pytest.approx(gflop)
+        assert bench_patch.gflop(make_spec(side, "forward", batch=4)) == pytest.approx(4 * gflop)
 
 
 def test_work_equals_torchs_count(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,38 +32,31 @@ def test_work_equals_torchs_count(monkeypatch: pytest.MonkeyPatch) -> None:
     with FlopCounterMode(display=False) as backward:
         out.sum().backward()
     # torch leaves out attention itself on a CPU; four audio keys a window make it 0.2 percent.
-    assert forward.get_total_flops() / 1e9 == pytest.approx(bench_patch.gflop(spec("audio", "forward")), rel=3e-3)
+    assert forward.get_total_flops() / 1e9 == pytest.approx(bench_patch.gflop(make_spec("audio", "forward")), rel=3e-3)
     both = forward.get_total_flops() + backward.get_total_flops()
-    assert both / 1e9 == pytest.approx(bench_patch.gflop(spec("audio", "train")), rel=3e-3)
+    assert both / 1e9 == pytest.approx(bench_patch.gflop(make_spec("audio", "train")), rel=3e-3)
 
 
-def test_a_row_is_measured_beside_the_official_one() -> None:
-    (row,) = bench_patch.patch(1, "cpu", ["audio-0.5b-b1-forward"], reps=1, against=BASELINE)
+def test_two_patches_in_turn() -> None:
+    (row,) = bench_patch.measure_rows(["audio-0.5b-b1-forward"], threads=1, repetitions=1, against=["num_layers=1"])
     assert row.name == "audio-0.5b-b1-forward"
-    assert (row.official_cpu_ms, row.official_peak_mb) == (648.5, 180.1)
-    assert row.gflop_per_s == pytest.approx(1e3 * row.gflop / row.wall_ms)
-    # The output alone is 22.5 MB, and no row may need what the official module needs.
-    assert 22 < row.peak_mb < row.official_peak_mb
-    assert row.cpu_ms > 10
+    assert row.gflop == pytest.approx(58.7, abs=0.1)
+    assert row.peak_mb > 22, "the output alone is 22.5 MB"
+    assert row.against_ms is not None
+    assert row.ratio == pytest.approx(row.against_ms / row.cpu_ms)
 
 
-def test_table_and_files(tmp_path: Path) -> None:
-    lines = bench_patch.table(ROWS).splitlines()
-    assert lines[0].split("  ")[-1] == "official peak MB"
-    assert lines[2].split() == ["bb", "1", "2", "3", "4", "5", "600", "700"]
-    assert "official" not in bench_patch.table(ROWS[:1])
-    bench_patch.save(ROWS, tmp_path / "rows.json")
-    assert [bench_patch.Row(**r) for r in json.loads((tmp_path / "rows.json").read_text())] == ROWS
-    bench_patch.save(ROWS, tmp_path / "rows.csv")
-    read = list(csv.DictReader((tmp_path / "rows.csv").open()))
-    assert (read[0]["official_cpu_ms"], read[1]["official_cpu_ms"]) == ("", "600.0")
+def test_the_columns_of_a_second_patch_are_there_with_it_only() -> None:
+    alone, pair = bench_patch.Row("a", 10, 20, 30, 40), bench_patch.Row("bb", 1, 2, 3, 4, 6, 3)
+    assert [line.split() for line in bench_patch.table([pair]).splitlines()[1:]] == [["bb", *"12346", "3.00"]]
+    assert "second" not in bench_patch.table([alone])
 
 
-def test_what_is_refused(tmp_path: Path) -> None:
+def test_refused_settings() -> None:
     with pytest.raises(UserError, match="rows are named like audio"):
-        bench_patch.patch(1, "cpu", ["video-*"])
-    with pytest.raises(UserError, match=r"written as \.json or \.csv, not '\.txt'"):
-        bench_patch.save(ROWS, tmp_path / "rows.txt")
+        bench_patch.measure_rows(["video-*"])
+    with pytest.raises(UserError, match="unknown key 'layers'"):
+        bench_patch.measure_rows(["audio-*"], against=["layers=1"])
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="no CUDA device"):
-            bench_patch.patch(1, "cuda")
+            bench_patch.measure_rows(device="cuda")

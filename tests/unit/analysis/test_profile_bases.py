@@ -17,7 +17,7 @@ from pave.analysis import op_counter, profile
 from pave.analysis.op_counter import Shape
 from pave.checkpoints import build
 from pave.config import BaseConfig, Config, LoraConfig, PatchConfig
-from pave.models.patched_model import Pave
+from pave.models.patched_model import PatchedModel
 
 MAKE = {
     "video_llava": make_port,
@@ -39,20 +39,20 @@ def make_config(name: str, path: str, frames: int = 8) -> Config:
 def test_a_tower_on_shapes_costs_what_it_costs(name: str, tmp_path: Path) -> None:
     config = make_config(name, str(MAKE[name](tmp_path)))
     base, skeleton = build.load_base(config.base).eval(), build.create(config, weights=False).eval()
-    pixels = base.preprocess(np.zeros((8, *op_counter.PICTURE, 3), np.uint8))[None]
-    guides = [torch.ones(1, 1, dtype=torch.long)] if getattr(base, "by_question", False) else []
+    pixels = base.preprocess(np.zeros((8, *op_counter.PICTURE_SIZE, 3), np.uint8))[None]
+    prompt_ids = torch.ones(1, 1, dtype=torch.long) if base.prompt_conditioned else None
     with sdpa_kernel(SDPBackend.MATH), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        wanted = base.encode(pixels, *guides)
+        expected = base.encode(pixels, prompt_ids)
     # PPLLaVA's config.json does not tell the size of its text tower, so its skeleton has CLIP's.
-    work, projecting, found = op_counter.look(Pave(base.to("meta"), {}), 8)
-    assert work.flops == counter.get_total_flops()
-    assert [x.shape for x in found] == [x.shape for x in wanted]
-    assert all(x.is_meta for x in found)
-    assert 0 <= projecting < work.flops
-    told = profile.profile(config, {"audio": Shape(7, 1)}, text=10)
-    assert told.visual_tokens == base.layout(wanted.embeds).shape[1]
-    assert sum(row.parameters for row in told.rows.values()) == sum(p.numel() for p in skeleton.parameters())
-    assert all(row.gflop > 0 for row in told.rows.values())
+    vision = op_counter.count_vision(PatchedModel(base.to("meta"), {}), 8)
+    assert vision.counts.flops == counter.get_total_flops()
+    assert [x.shape for x in vision.tokens] == [x.shape for x in expected]
+    assert all(x.is_meta for x in vision.tokens)
+    assert 0 <= vision.projector_flops < vision.counts.flops
+    result = profile.profile(config, {"audio": Shape(7, 1)}, text=10)
+    assert result.visual_tokens == base.arrange_tokens(expected.embeds).shape[1]
+    assert sum(row.parameters for row in result.rows.values()) == sum(p.numel() for p in skeleton.parameters())
+    assert all(row.gflop > 0 for row in result.rows.values())
 
 
 def profile_of(name: str, path: str, frames: int) -> profile.Profile:
@@ -67,7 +67,7 @@ def llm_gflop(length: int, width: int, inner: int, layers: int, pairs: int, voca
 
 
 def test_qwen_by_hand() -> None:
-    found = profile_of("qwen2_5_vl", "Qwen/Qwen2.5-VL-3B-Instruct", frames=2)
+    result = profile_of("qwen2_5_vl", "Qwen/Qwen2.5-VL-3B-Instruct", frames=2)
     high, wide = 34, 46  # patches of 640 x 480, made whole tokens
     patches, width, inner = high * wide, 1280, 3420
     linear = 4 * width**2 + 3 * width * inner
@@ -76,12 +76,12 @@ def test_qwen_by_hand() -> None:
     pairs = 28 * windows + 4 * patches**2
     embedding, merger = 2 * 3 * 14 * 14 * width, patches // 4 * (5120**2 + 5120 * 2048)
     tower = patches * (32 * linear + embedding) + 2 * pairs * width + merger
-    assert found.rows["vision tower"].gflop == pytest.approx(2 * tower / 1e9, rel=1e-9)
-    assert found.rows["vision tower"].parameters == 668_684_288
-    assert found.visual_tokens == patches // 4
-    wanted = llm_gflop(patches // 4 + profile.TEXT, 2048, 11008, 36, 256, 151936)
-    assert found.rows["LLM"].gflop == pytest.approx(wanted, rel=1e-9)
-    assert "projector" not in found.rows
+    assert result.rows["vision tower"].gflop == pytest.approx(2 * tower / 1e9, rel=1e-9)
+    assert result.rows["vision tower"].parameters == 668_684_288
+    assert result.visual_tokens == patches // 4
+    expected = llm_gflop(patches // 4 + profile.TEXT_TOKENS, 2048, 11008, 36, 256, 151936)
+    assert result.rows["LLM"].gflop == pytest.approx(expected, rel=1e-9)
+    assert "projector" not in result.rows
 
 
 @pytest.mark.parametrize(
@@ -92,17 +92,17 @@ def test_qwen_by_hand() -> None:
     ],
 )
 def test_vicuna_bases_by_hand(name: str, path: str, tower: int, a_frame: int) -> None:
-    found = profile_of(name, path, frames=8)
-    assert (found.rows["vision tower"].parameters, found.rows["projector"].parameters) == (tower, 20_979_712)
-    assert found.visual_tokens == 8 * a_frame
-    assert found.rows["projector"].gflop == pytest.approx(2 * 8 * a_frame * (1024 * 4096 + 4096**2) / 1e9, rel=1e-9)
-    wanted = llm_gflop(8 * a_frame + profile.TEXT, 4096, 11008, 32, 4096, 32000)
-    assert found.rows["LLM"].gflop == pytest.approx(wanted, rel=1e-9)
+    result = profile_of(name, path, frames=8)
+    assert (result.rows["vision tower"].parameters, result.rows["projector"].parameters) == (tower, 20_979_712)
+    assert result.visual_tokens == 8 * a_frame
+    assert result.rows["projector"].gflop == pytest.approx(2 * 8 * a_frame * (1024 * 4096 + 4096**2) / 1e9, rel=1e-9)
+    expected = llm_gflop(8 * a_frame + profile.TEXT_TOKENS, 4096, 11008, 32, 4096, 32000)
+    assert result.rows["LLM"].gflop == pytest.approx(expected, rel=1e-9)
 
 
 def test_the_paper_is_named_for_its_base_alone(tmp_path: Path) -> None:
     config = make_config("video_llava", str(make_port(tmp_path)))
-    found = profile.profile(config, {"audio": Shape(7, 1)})
-    assert "98.5" not in "".join(profile.notes(found))
-    released: Any = dataclasses.replace(found, base="llava_onevision")
-    assert "98.5" in "".join(profile.notes(released))
+    result = profile.profile(config, {"audio": Shape(7, 1)})
+    assert "98.5" not in "".join(profile.notes(result))
+    as_llava: Any = dataclasses.replace(result, base="llava_onevision")
+    assert "98.5" in "".join(profile.notes(as_llava))

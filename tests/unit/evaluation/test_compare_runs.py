@@ -85,7 +85,7 @@ def test_metrics_of_a_part_of_the_questions() -> None:
 def test_caption_metrics_have_no_interval() -> None:
     asked = questions(3, 2)
     runs = [said(asked, np.arange(6) < k) for k in (2, 5)]
-    compared = compare_runs.compare(scanqa, asked, *runs)
+    compared = compare_runs.compare(scanqa.Task(), asked, *runs)
     assert "CIDEr" in compared.whole
     assert {"EM", "EM_leo"} <= {row.what for row in compared.rows}
 
@@ -132,4 +132,4 @@ def test_a_file_of_other_questions_is_refused(tmp_path: Path) -> None:
     from pave.evaluation import score
 
     with pytest.raises(UserError, match="question 'other' is not one of this split"):
-        score.read(tmp_path / "p.jsonl", questions(1, 1), questions(1, 1))
+        score.read_answers(tmp_path / "p.jsonl", questions(1, 1), questions(1, 1))

@@ -25,25 +25,25 @@ from pave.checkpoints import load
 from pave.cli import main
 from pave.config import Config
 from pave.data.collate import collate
-from pave.data.dataset import Questions
+from pave.data.dataset import QuestionDataset
 from pave.evaluation import evaluate, run_folder, score
 from pave.inference import generation
-from pave.models.patched_model import Pave
+from pave.models.patched_model import PatchedModel
 from pave.tasks import sideworld
 from pave.types import UserError
 
 pytest_plugins = ["helpers.eval_runs"]
 
 
-def test_an_undisturbed_run(whole: Path, monkeypatch: pytest.MonkeyPatch, ready: tuple[Pave, Config]) -> None:
+def test_an_undisturbed_run(whole: Path, monkeypatch: pytest.MonkeyPatch, ready: tuple[PatchedModel, Config]) -> None:
     lines = [json.loads(line) for line in (whole / run_folder.PREDICTIONS).read_text().splitlines()]
-    data = Questions(ready[1], ready[0].base, "train", with_answers=False)
+    data = QuestionDataset(ready[1], ready[0].base, "train", with_answers=False)
     assert [line["qid"] for line in lines] == [q.qid for q in data.questions]
     assert len({line["text"] for line in lines}) >= 3
     result = json.loads((whole / run_folder.METRICS).read_text())
     empty = sum(not line["text"] for line in lines)
     assert result["coverage"] == {"questions": 20, "asked": 20, "answered": 20, "missing": 0, "empty": empty}
-    assert result["prompts"] == score.prompt_version(sideworld, data.questions)
+    assert result["prompts"] == score.prompts_hash(sideworld.Task(), data.questions)
     assert (result["split"], result["limit"], result["probes"]) == ("train", None, {"audio": ""})
     # Nothing is asked twice.
     calls = count(monkeypatch)
@@ -53,16 +53,16 @@ def test_an_undisturbed_run(whole: Path, monkeypatch: pytest.MonkeyPatch, ready:
     assert results(whole) == before
 
 
-def test_each_video_is_read_once(ready: tuple[Pave, Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_video_is_read_once(ready: tuple[PatchedModel, Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
-    get = Questions.__getitem__
-    monkeypatch.setattr(Questions, "__getitem__", lambda self, index: (read.append(index), get(self, index))[1])
+    get = QuestionDataset.__getitem__
+    monkeypatch.setattr(QuestionDataset, "__getitem__", lambda self, index: (read.append(index), get(self, index))[1])
     evaluate.main(*ready, tmp_path, OPTIONS)
     assert sorted(read) == [0, 5, 10, 15]
 
 
 def test_videos_of_several_lengths_have_frames_by_their_length(
-    ready: tuple[Pave, Config], tiny_setup: TinySetup, tmp_path: Path
+    ready: tuple[PatchedModel, Config], tiny_setup: TinySetup, tmp_path: Path
 ) -> None:
     """Four at a time, with one cut short: every answer is that to the video alone."""
     root = shutil.copytree(tiny_setup.data, tmp_path / "data")
@@ -71,7 +71,7 @@ def test_videos_of_several_lengths_have_frames_by_their_length(
     model, config = ready
     base = dataclasses.replace(config.base, frames=6, fps=1.0)
     config = dataclasses.replace(config, base=base, data=dataclasses.replace(config.data, root=str(root)))
-    samples = Questions(config, model.base, "train", with_answers=True)
+    samples = QuestionDataset(config, model.base, "train", with_answers=True)
     assert [len(samples[i].pixels) for i in (0, 5, 10)] == [6, 2, 6]  # type: ignore[arg-type]
     batch = collate([samples[0], samples[5]], model.base.tokenizer.pad_token_id)
     both = model(**batch)["logits"]
@@ -82,17 +82,17 @@ def test_videos_of_several_lengths_have_frames_by_their_length(
     assert results(tmp_path / "four")[0] == results(tmp_path / "one")[0]
     stored = dataclasses.replace(config, data=dataclasses.replace(config.data, video_tokens="videos"))
     with pytest.raises(UserError, match=r"train_00000.* set base\.fps=0 base\.choice=even"):
-        Questions(stored, model.base, "train", with_answers=True, complete=False)[0]
+        QuestionDataset(stored, model.base, "train", with_answers=True, check_files=False)[0]
     own = dataclasses.replace(config, base=dataclasses.replace(base, frame_sampling="native"))
     with pytest.raises(UserError, match=r"llava_onevision has no rule of its own .* set base\.choice=even"):
-        Questions(own, model.base, "train", with_answers=True)[0]
+        QuestionDataset(own, model.base, "train", with_answers=True)[0]
     slow = dataclasses.replace(config, base=dataclasses.replace(base, fps=-1.0))
     with pytest.raises(UserError, match=r"base\.fps=-1"):
-        Questions(slow, model.base, "train", with_answers=True)[0]
+        QuestionDataset(slow, model.base, "train", with_answers=True)[0]
 
 
 def test_killed_anywhere_with_any_number_of_processes(
-    ready: tuple[Pave, Config], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ready: tuple[PatchedModel, Config], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = random.Random(0)
     for trial in range(4):
@@ -134,7 +134,7 @@ def tear(out: Path, rng: random.Random) -> None:
 
 
 def test_killed_twenty_times_by_the_system(
-    ready: tuple[Pave, Config], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ready: tuple[PatchedModel, Config], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng, answers = random.Random(1), generation.answers
 
@@ -175,13 +175,13 @@ def forked(work: Callable[[], Any]) -> int:
     ("change", "named"),
     [
         ({"max_new_tokens": 4}, r"decoding\.max_new_tokens was 6, is now 4;"),
-        ({"sides": ["audio=freeze"]}, r"sides\.audio\.probe was , is now freeze;"),
+        ({"perturb": ["audio=freeze"]}, r"sides\.audio\.probe was , is now freeze;"),
         ({"shuffle_sides": True}, r"sides\.audio\.probe was , is now shuffle;"),
         ({"split": "test"}, r"prompts was .*; questions was 20, is now 15; split was train, is now test;"),
     ],
 )
 def test_answers_found_otherwise_are_not_mixed(
-    ready: tuple[Pave, Config], whole: Path, change: dict[str, Any], named: str
+    ready: tuple[PatchedModel, Config], whole: Path, change: dict[str, Any], named: str
 ) -> None:
     before = results(whole)
     with pytest.raises(UserError, match=named):
@@ -190,7 +190,7 @@ def test_answers_found_otherwise_are_not_mixed(
 
 
 def test_another_model_or_prompt_is_not_mixed(
-    ready: tuple[Pave, Config], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ready: tuple[PatchedModel, Config], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, config = ready
     base = dataclasses.replace(config.base, frames=8)
@@ -204,14 +204,14 @@ def test_another_model_or_prompt_is_not_mixed(
         evaluate.main(model, config, whole, OPTIONS)
     model.set_patches({"audio": 1.0})
     with monkeypatch.context() as patch:
-        patch.setattr(sideworld, "prompt", lambda question: question.text)
+        patch.setattr(sideworld.Task, "prompt", lambda self, question: question.text)
         with pytest.raises(UserError, match="prompts was"):
             evaluate.main(model, config, whole, OPTIONS)
     same = load.fingerprint(model)
     for tensor in (
         model.patches["audio"].out_norm.weight,
         next(p for name, p in model.named_parameters() if "lora_A" in name),
-        model.base.lm.norm.weight,
+        model.base.llm.norm.weight,
     ):
         with torch.no_grad():
             tensor[0] += 1e-3
@@ -223,7 +223,7 @@ def test_another_model_or_prompt_is_not_mixed(
 
 
 def test_limit_is_marked_and_the_rest_is_asked_later(
-    ready: tuple[Pave, Config], whole: Path, tmp_path: Path, tiny_setup: TinySetup, monkeypatch: pytest.MonkeyPatch
+    ready: tuple[PatchedModel, Config], whole: Path, tmp_path: Path, tiny_setup: TinySetup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = count(monkeypatch)
     text = evaluate.main(*ready, tmp_path, other(limit=7))
@@ -243,7 +243,7 @@ def test_limit_is_marked_and_the_rest_is_asked_later(
 
 
 def test_files_that_are_missing_or_mended_later(
-    ready: tuple[Pave, Config], whole: Path, tmp_path: Path, tiny_setup: TinySetup
+    ready: tuple[PatchedModel, Config], whole: Path, tmp_path: Path, tiny_setup: TinySetup
 ) -> None:
     model, config = ready
     root = tmp_path / "data"
@@ -263,11 +263,11 @@ def test_files_that_are_missing_or_mended_later(
     assert results(out) == results(whole)
 
 
-def test_processes_and_probes_from_the_command_line(
+def test_processes_and_perturbations_from_the_command_line(
     ckpt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["eval", "--ckpt", ckpt, "--split", "train", "--workers", "0", "--max-new-tokens", "3", "--device", "cpu"]
-    words += ["--side", "audio=noise:10dB", "--out", tmp_path]
+    words += ["--perturb", "audio=noise:10dB", "--out", tmp_path]
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in ("1", "0"):
         monkeypatch.setenv("RANK", rank)
@@ -282,13 +282,13 @@ def test_processes_and_probes_from_the_command_line(
 
 def test_a_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert load.device(None) == "cuda"
+    assert load.choose_device(None) == "cuda"
     monkeypatch.setenv("LOCAL_RANK", "3")
-    assert load.device(None) == load.device("cuda") == "cuda:3"
-    assert load.device("cpu") == "cpu"
+    assert load.choose_device(None) == load.choose_device("cuda") == "cuda:3"
+    assert load.choose_device("cpu") == "cpu"
 
 
 def test_like_lengths_share_a_batch() -> None:
     groups, length = [[0], [1, 2], [3], [4], [5, 6, 7, 8], [9]], [5, 9, 1, 7, 6, 2, 2, 2, 2, 1]
-    assert evaluate._batches(groups, length, 3) == [[1, 2], [3, 0], [4], [5]]
-    assert evaluate._batches([], length, 3) == []
+    assert evaluate.make_batches(groups, length, 3) == [[1, 2], [3, 0], [4], [5]]
+    assert evaluate.make_batches([], length, 3) == []

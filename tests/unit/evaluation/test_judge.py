@@ -21,7 +21,7 @@ import pytest
 
 from pave.cli import main
 from pave.evaluation import chat_client, run_folder, score
-from pave.evaluation.judge_ledger import JUDGE, JUDGEMENTS, Ledger
+from pave.evaluation.judge_ledger import JUDGE, JUDGEMENTS, JudgementLog
 from pave.tasks.metrics import judge_prompts
 from pave.types import UserError
 
@@ -193,7 +193,7 @@ def test_scores_need_no_network_no_key_and_no_torch(api: Api, run: Path) -> None
     (run / run_folder.METRICS).unlink()
     code = "import sys, socket\n"
     code += "def no(*a, **k): raise AssertionError('network')\nsocket.socket.connect = no\nsocket.getaddrinfo = no\n"
-    code += f"from pave import cli\nassert cli.main({words('score', run)}) == 0\n"
+    code += f"from pave.cli import main\nassert main.main({words('score', run)}) == 0\n"
     code += "assert not {'torch', 'transformers', 'urllib.request', 'pave.evaluation.chat_client'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -202,7 +202,7 @@ def test_scores_need_no_network_no_key_and_no_torch(api: Api, run: Path) -> None
 
 def test_an_endpoint_needs_no_torch(api: Api, run: Path) -> None:
     line = words("judge", run, "--judge", api.url, "--model", "judge")
-    code = f"import sys\nfrom pave import cli\nassert cli.main({line}) == 0\nassert 'torch' not in sys.modules"
+    code = f"import sys\nfrom pave.cli import main\nassert main.main({line}) == 0\nassert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
@@ -463,9 +463,9 @@ def test_a_broken_line_is_named(api: Api, run: Path, capsys: pytest.CaptureFixtu
     lines = whole.splitlines(keepends=True)
     qid = json.loads(lines[1])["qids"][0]
     for broken, message in (
-        ("{\n", "judgements.jsonl:2: not a judgement"),
-        (lines[1].replace('"qa"', '"taste"'), "judgements.jsonl:2: not a judgement"),
-        (lines[1].replace('"reply": "', '"said": "'), "judgements.jsonl:2: not a judgement"),
+        ("{\n", "judgements.jsonl:2: cannot be read"),
+        (lines[1].replace('"qa"', '"taste"'), "judgements.jsonl:2: cannot be read"),
+        (lines[1].replace('"reply": "', '"said": "'), "judgements.jsonl:2: cannot be read"),
         (lines[1].replace(f'"qids": ["{qid}"]', '"qids": ["77"]'), "question '77' is not one"),
     ):
         file.write_text("".join([lines[0], broken, *lines[2:]]))
@@ -476,9 +476,9 @@ def test_a_broken_line_is_named(api: Api, run: Path, capsys: pytest.CaptureFixtu
 def test_only_one_process_writes(run: Path) -> None:
     message = "another `pave judge` writes it"
     with (
-        Ledger.open(run / JUDGEMENTS, None),
+        JudgementLog.open(run / JUDGEMENTS, None),
         pytest.raises(UserError, match=message),
-        Ledger.open(run / JUDGEMENTS, None),
+        JudgementLog.open(run / JUDGEMENTS, None),
     ):
         raise AssertionError
 
@@ -544,12 +544,12 @@ def test_vcgbench_from_answers_to_scores(api: Api, tmp_path: Path) -> None:
     api.answer = lambda question, before: Answer(f"{{'score': {next(scores)}}}")
     line = words("judge", out, "--judge", api.url, "--model", "judge", "--parallel", "1", task="vcgbench")
     assert main.main(line) == 0
-    assert [json.loads(x)["kind"] for x in (out / JUDGEMENTS).open()] == list(judge_prompts.WORDS)[1:]
+    assert [json.loads(x)["kind"] for x in (out / JUDGEMENTS).open()] == list(judge_prompts.JUDGE_PROMPTS)[1:]
     both = api.requests[-1]["messages"][1]["content"]
     assert "Question 1: Who sleeps?\nQuestion 2: Who naps?\nCorrect Answer: A cat.\n" in both
     assert "Question 1: to consistency/v1/1\nPredicted Answer to Question 2: to consistency/v1/2\n" in both
     metrics = result(out)["metrics"]
-    assert [metrics[kind] for kind in list(judge_prompts.WORDS)[1:]] == [5, 4, 3, 2, 1]
+    assert [metrics[kind] for kind in list(judge_prompts.JUDGE_PROMPTS)[1:]] == [5, 4, 3, 2, 1]
     assert metrics["mean"] == 3
     # With the second answer gone, nothing can be said about consistency.
     (out / run_folder.PREDICTIONS).write_text(

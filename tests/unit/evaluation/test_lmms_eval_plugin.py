@@ -20,9 +20,9 @@ from helpers.eval_runs import OPTIONS, count
 from helpers.tiny_model import TinySetup
 
 from pave.config import Config
-from pave.data.dataset import Questions
+from pave.data.dataset import QuestionDataset
 from pave.evaluation import evaluate, run_folder
-from pave.models.patched_model import Pave
+from pave.models.patched_model import PatchedModel
 from pave.types import UserError
 
 pytest_plugins = ["helpers.eval_runs"]
@@ -105,7 +105,7 @@ def load(plugin: ModuleType, ckpt: Path, tiny_setup: TinySetup) -> Callable[...,
         args = {"ckpt": str(ckpt), "device": "cpu", "batch_size": "4", "workers": 0, **model_args}
         model = getattr(importlib.import_module(module), name)(**args)
         model.model.base.hf.generation_config.repetition_penalty = 1.3
-        data = Questions(model.config, model.model.base, "train", with_answers=False, complete=False)
+        data = QuestionDataset(model.config, model.model.base, "train", with_answers=False, check_files=False)
         model.task_dict[TASK] = {
             SPLIT: [{"video": str(tiny_setup.data / q.video), "question": data.task.prompt(q)} for q in data.questions]
         }
@@ -140,7 +140,7 @@ def test_a_base_that_sees_a_video_for_each_question_reads_it_for_each(
     load: Callable[..., Any], whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = load(batch_size="1")
-    model.model.base.by_question = True
+    model.model.base.prompt_conditioned = True
     calls = count(monkeypatch)
     assert model.generate_until([ask(model, i) for i in (0, 1, 0)]) == [said(whole)[i] for i in (0, 1, 0)]
     assert calls == [2, 1], "equal questions share"
@@ -168,7 +168,7 @@ def test_features_are_those_of_the_document_or_of_most_of_the_path(
 
 
 def test_a_document_without_features_goes_without_where_that_is_allowed(
-    load: Callable[..., Any], ready: tuple[Pave, Config], whole: Path, tmp_path: Path
+    load: Callable[..., Any], ready: tuple[PatchedModel, Config], whole: Path, tmp_path: Path
 ) -> None:
     model, config = ready
     deaf = dataclasses.replace(config, data=dataclasses.replace(config.data, sides=[]))
