@@ -24,5 +24,5 @@ pave eval --ckpt "$OUT/train/final" --out "$OUT/eval/shuffled" --shuffle-sides -
 echo "5/6 ask one question about one clip"
 pave demo --ckpt "$OUT/train/final" --video "$OUT/data/videos/test_00000.mp4" --ask "Which sound is heard? Answer with one word."
 echo "6/6 report"
-pave compare --base "$OUT/eval/base" --patched "$OUT/eval/patched" --shuffled "$OUT/eval/shuffled" --out "$OUT"
+pave side-report --base "$OUT/eval/base" --patched "$OUT/eval/patched" --shuffled "$OUT/eval/shuffled" --out "$OUT"
 echo "done in $((SECONDS / 60)) min $((SECONDS % 60)) s: $OUT/report.md"

@@ -54,7 +54,7 @@ rm -rf "$OUT/eval"
 pave eval --ckpt "$OUT/train/final" --out "$OUT/eval/base" --base-only --batch 32
 pave eval --ckpt "$OUT/train/final" --out "$OUT/eval/patched" --batch 32
 pave eval --ckpt "$OUT/train/final" --out "$OUT/eval/shuffled" --shuffle-sides --batch 32
-pave compare --base "$OUT/eval/base" --patched "$OUT/eval/patched" --shuffled "$OUT/eval/shuffled" --out "$OUT"
+pave side-report --base "$OUT/eval/base" --patched "$OUT/eval/patched" --shuffled "$OUT/eval/shuffled" --out "$OUT"
 if [ "$BASE" = ppllava ] && [ -n "$PATCH" ]; then
   FROM_PATCH=(--source "$PATCH" sides.audio.weight=1 lora.alpha=16) # as it was trained
   experiment before experiments.patch_before_pooling

@@ -51,5 +51,5 @@ fi
 pave eval --ckpt "$OUT/train/final" --out "$OUT/eval/base" --base-only --batch 32
 pave eval --ckpt "$OUT/train/final" --out "$OUT/eval/patched" --batch 32
 pave eval --ckpt "$OUT/train/final" --out "$OUT/eval/shuffled" --shuffle-sides --batch 32
-pave compare --base "$OUT/eval/base" --patched "$OUT/eval/patched" --shuffled "$OUT/eval/shuffled" --out "$OUT"
+pave side-report --base "$OUT/eval/base" --patched "$OUT/eval/patched" --shuffled "$OUT/eval/shuffled" --out "$OUT"
 echo "done in $((SECONDS / 60)) min $((SECONDS % 60)) s: $OUT/report.md"

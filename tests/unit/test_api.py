@@ -39,7 +39,7 @@ def folders(tiny_setup: TinySetup, tmp_path_factory: pytest.TempPathFactory) -> 
     out = tmp_path_factory.mktemp("hub")
     kinds = {
         "audio": side_config(tiny_setup, {"audio": {}}),
-        "music": side_config(tiny_setup, {"music": {"width": 8}}, r=4),
+        "music": side_config(tiny_setup, {"music": {"hidden_dim": 8}}, r=4),
     }
     return {name: save_trained(config, out / name, i) for i, (name, config) in enumerate(kinds.items())}
 
@@ -77,7 +77,7 @@ def test_a_base_that_has_learnt_goes_in_and_out(tiny_setup: TinySetup, tmp_path:
             model.base.get_parameter(name).normal_()
     patch_folder.save(model, config, tmp_path / "trained")
     Pave.from_pretrained(tmp_path / "trained", device="cpu").save_pretrained(tmp_path / "mine")
-    written, stored = (load_file(tmp_path / folder / trainable.FILE) for folder in ("mine", "trained"))
+    written, stored = (load_file(tmp_path / folder / trainable.BASE_FILE) for folder in ("mine", "trained"))
     assert len(stored) > 1
     assert written.keys() == stored.keys()
     assert all(torch.equal(written[name], x) for name, x in stored.items())
@@ -207,7 +207,7 @@ def test_scores_on_the_card(folders: dict[str, Path], tiny_setup: TinySetup, tmp
     """With all that is needed to understand them, and never those of another model."""
     for name, options in (
         ("right", ["--limit", "2"]),
-        ("deaf", ["--limit", "2", "--side", "audio=drop"]),
+        ("deaf", ["--limit", "2", "--perturb", "audio=drop"]),
         ("base", ["--limit", "2", "--base-only"]),
         ("half", ["--limit", "2", "base.dtype=float16"]),
     ):

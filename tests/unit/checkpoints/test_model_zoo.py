@@ -20,7 +20,7 @@ CONFIGS = ROOT / "configs"
 
 @pytest.fixture
 def shown(capsys: pytest.CaptureFixture[str]) -> dict[str, list[str]]:
-    """Name -> lines of `pave list zoo`."""
+    """Name -> lines of `pave list checkpoints`."""
     assert main.main(["list", "zoo"]) == 0
     blocks = [block.splitlines() for block in capsys.readouterr().out.strip().split("\n\n")]
     return {name: [line.strip() for line in lines] for name, *lines in blocks}

@@ -96,18 +96,18 @@ def test_a_task_without_some_of_its_files(
 ) -> None:
     root = tmp_path / "data"
     shutil.copytree(tiny_setup.data, root)
-    assert main.main(["doctor", "--task", "sideworld", "--root", str(root)]) == 0
+    assert main.main(["doctor", "--task", "sideworld", "--data", str(root)]) == 0
     (root / "videos/test_00000.mp4").unlink()
     (root / "features/audio/train_00001.safetensors").unlink()
     (root / "features/audio/train_00002.safetensors").unlink()
     capsys.readouterr()
     features = str(root / "features/audio")
-    assert main.main(["doctor", features, "--side", "audio", "--task", "sideworld", "--root", str(root)]) == 1
+    assert main.main(["doctor", features, "--side", "audio", "--task", "sideworld", "--data", str(root)]) == 1
     text = capsys.readouterr().out
     assert "videos missing                   1 of" in text
     assert "features missing                 2 of" in text
     assert "train_00001.safetensors, train_00002.safetensors" in text
-    assert main.main(["doctor", "--task", "avqa", "--root", str(tmp_path)]) == 1
+    assert main.main(["doctor", "--task", "avqa", "--data", str(tmp_path)]) == 1
     assert "train: " in capsys.readouterr().out
     assert main.main(["doctor"]) == 1
     assert "nothing to check" in capsys.readouterr().err

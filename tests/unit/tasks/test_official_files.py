@@ -17,7 +17,7 @@ from helpers.tiny_model import TinySetup, make_config
 from pave.checkpoints import build
 from pave.cli import main
 from pave.data import checks
-from pave.data.dataset import Questions
+from pave.data.dataset import QuestionDataset
 from pave.tasks import _official_files
 from pave.types import UserError
 
@@ -186,7 +186,7 @@ def test_what_is_prepared_of_avqa_is_learnt_from_through_its_links(tiny_setup: T
     config = dataclasses.replace(config, sides={}, data=dataclasses.replace(config.data, task="avqa"))
     base = build.load_base(config.base)
     for split in ("train", "train_prepared", "val"):
-        questions = Questions(config, base, split, with_answers=True)
+        questions = QuestionDataset(config, base, split, with_answers=True)
         assert questions[0].pixels is not None
 
 
@@ -205,6 +205,6 @@ def test_an_annotation_that_leaves_the_data_is_refused_by_all_commands(
     config = make_config(tiny_setup.base, out)
     config = dataclasses.replace(config, sides={}, data=dataclasses.replace(config.data, task="avqa"))
     with pytest.raises(UserError, match="question 1 points outside the data root"):
-        Questions(config, build.load_base(config.base), "train_prepared", with_answers=True)
-    assert main.main(["doctor", "--task", "avqa", "--root", str(out), "--split", "train_prepared"]) == 1
+        QuestionDataset(config, build.load_base(config.base), "train_prepared", with_answers=True)
+    assert main.main(["doctor", "--task", "avqa", "--data", str(out), "--split", "train_prepared"]) == 1
     assert "outside the root                 1 of 1: video/" in capsys.readouterr().out
