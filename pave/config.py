@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
+import math
 import os
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar
 
 from pave.types import UserError
-from pave.utils.registry import nearest
+from pave.utils import settings
+from pave.utils.settings import Renames
 
 T = TypeVar("T")
-
-# OmegaConf reads the annotations at run time, so optional fields are spelled Optional (Python 3.10).
+ROPE_HEAD_DIM = 128  # channels of a head with 3D rotary embedding
+MINIMA: Mapping[str, Mapping[str, float]] = {
+    "": {"patch_lr": 0, "dpo_beta": 0},
+    "base": {"frames": 1, "fps": 0, "vision_heads": 1},
+    "sides": {"side_dim": 1, "hidden_dim": 1, "side_hidden_dim": 1, "heads": 1, "num_layers": 1},
+    "lora": {"r": 0, "alpha": 1, "dropout": 0},
+    "data": {"max_length": 1},
+}
+"""The smallest value of a setting, by section."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,7 @@ class BaseConfig:
 
 @dataclass(frozen=True)
 class PatchConfig:
-    """One side-channel and its patch; the defaults are the released recipe."""
+    """One side-channel and its patch; the defaults are the official recipe."""
 
     side: str = ""
     """Plugin in pave/sides; empty: as this entry is named. Two patches may read the same side-channel."""
@@ -65,9 +72,9 @@ class PatchConfig:
     heads: int = 4
     """Attention heads."""
     num_layers: int = 2
-    """Cross-attention layers; the release uses 3 for Music-AVQA."""
+    """Cross-attention layers; the official recipe has 3 for Music-AVQA."""
     rope: bool = False
-    """3D rotary embedding; on only in the released 0.5B enhanced-video patch."""
+    """3D rotary embedding; on only in the official 0.5B enhanced-video patch."""
     conv_blocks: list[int] = field(default_factory=list)
     """Blocks of each stage of a convolutional input map; empty: a linear map."""
     conv_strides: list[int] = field(default_factory=list)
@@ -96,6 +103,29 @@ class PatchConfig:
     """Off keeps the patch as it starts."""
     weight: float = 1.0
     """Factor on what the patch adds; 0 switches it off."""
+
+    def check(self, name: str) -> None:
+        """Raises UserError where settings do not fit together; `name` is that of this entry, such as sides.audio."""
+        head_dim, remainder = divmod(self.hidden_dim, self.heads)
+        if remainder:
+            raise UserError(f"{name}.heads={self.heads}: expected a divisor of {name}.hidden_dim={self.hidden_dim}")
+        if self.rope and head_dim != ROPE_HEAD_DIM:
+            expected = f"heads of {ROPE_HEAD_DIM} channels; set {name}.hidden_dim to {ROPE_HEAD_DIM} x {name}.heads"
+            raise UserError(f"{name}.rope=true: heads of {head_dim} channels, expected {expected}")
+
+        if self.queries and (len(self.queries) != 2 or min(self.queries) < 1):
+            raise UserError(f"{name}.queries={list(self.queries)}: expected [frames, tokens], or [] for none")
+        stages = [len(self.conv_blocks), len(self.conv_strides), len(self.conv_scales)]
+        if len(set(stages)) > 1:
+            found = "{} conv_blocks, {} conv_strides and {} conv_scales".format(*stages)
+            raise UserError(f"{name}: {found}; expected one of each for every stage")
+
+        # With a smaller reach no frame would see any step, and the patch would add nothing.
+        smallest = {"centered": 1.0, "seconds": math.nextafter(0, 1)}.get(self.neighborhood, 0.0)
+        if not smallest <= self.window_reach < math.inf:
+            expected = "a number of steps, 1 at least" if self.neighborhood == "centered" else "seconds, more than 0"
+            found = f"{name}.window_reach={self.window_reach:g} with {name}.neighborhood={self.neighborhood}"
+            raise UserError(f"{found}: expected {expected}")
 
 
 @dataclass(frozen=True)
@@ -141,7 +171,7 @@ class DataConfig:
     eval_split: str = "test"
     """Questions to answer."""
     labels: Literal["answers", "official"] = "answers"
-    """Supervised tokens: the answers, or all that the released code did; for PPLLaVA what its text tower reads."""
+    """Supervised tokens: the answers, or all that the official code has; for PPLLaVA what its text tower reads."""
     max_length: int = 32768
     """Longest sequence after the visual tokens are in; the end is cut."""
     sides: list[str] | None = None
@@ -172,144 +202,80 @@ class Config:
     dpo_beta: float = 0.0
     """Above 0: learns which of two answers is better, by direct preference optimisation, instead of the answer."""
     train: dict[str, Any] = field(default_factory=dict)
-    """Overrides of the published training recipe (pave/training/train.py) and any other TrainingArguments."""
+    """Overrides of the official training recipe (pave/training/recipe.py) and any other TrainingArguments."""
+
+    def __post_init__(self) -> None:
+        """Raises UserError with the full name of a setting whose value cannot be used."""
+        settings.check_minima("", vars(self), MINIMA[""])
+        settings.check_minima("base.", vars(self.base), MINIMA["base"])
+        settings.check_minima("lora.", vars(self.lora), MINIMA["lora"])
+        settings.check_minima("data.", vars(self.data), MINIMA["data"])
+        for name, side in self.sides.items():
+            settings.check_minima(f"sides.{name}.", vars(side), MINIMA["sides"])
+            side.check(f"sides.{name}")
+
+        if self.lora.dropout >= 1:
+            raise UserError(f"lora.dropout={self.lora.dropout}: expected a share below 1")
+        weights = {f"data.mixture.{name}.weight": task.weight for name, task in self.data.mixture.items()}
+        for name, value in {"data.temperature": self.data.temperature, **weights}.items():
+            if not 0 < value < math.inf:
+                raise UserError(f"{name}={value}: expected a number above 0")
 
 
-RENAMED: Mapping[str, Mapping[str, str]] = {
-    "": {"teacher": "distill_from"},
-    "base": {"choice": "frame_sampling", "learn": "trainable", "init": "init_from"},
-    "sides": {
-        "dim": "side_dim",
-        "width": "hidden_dim",
-        "side_width": "side_hidden_dim",
-        "depth": "num_layers",
-        "values": "value_projection",
-        "reach": "window_reach",
-        "init": "init_from",
-        "train": "trainable",
+RENAMED = Renames(
+    keys={
+        "": {"teacher": "distill_from"},
+        "base": {"choice": "frame_sampling", "learn": "trainable", "init": "init_from"},
+        "sides": {
+            "dim": "side_dim",
+            "width": "hidden_dim",
+            "side_width": "side_hidden_dim",
+            "depth": "num_layers",
+            "values": "value_projection",
+            "reach": "window_reach",
+            "init": "init_from",
+            "train": "trainable",
+        },
+        "lora": {"init": "init_from", "train": "trainable"},
+        "data": {"mask": "labels", "mix": "mixture"},
     },
-    "lora": {"init": "init_from", "train": "trainable"},
-    "data": {"mask": "labels", "mix": "mixture"},
-}
-"""Settings of version 0.1 by section: their present names. Folders of that version are read through this table."""
-RENAMED_VALUES: Mapping[str, Mapping[str, str]] = {
-    "frame_sampling": {"even": "uniform", "own": "native"},
-    "value_projection": {"key": "shared", "own": "separate"},
-    "labels": {"release": "official"},
-}
-"""Values of version 0.1 by the present name of their setting."""
+    values={
+        "frame_sampling": {"even": "uniform", "own": "native"},
+        "value_projection": {"key": "shared", "own": "separate"},
+        "labels": {"release": "official"},
+    },
+)
+"""Settings and values of version 0.1. Folders of that version are read through this table."""
 
 
 def load(path: Path | str, overrides: Sequence[str] = (), is_stored: bool = False) -> Config:
-    """A Config from YAML and `key=value` overrides; `is_stored` reads what an older version wrote, too.
+    """Read a config from YAML, with `key=value` overrides.
 
-    Raises UserError with the nearest valid name, or with the present name of a setting of version 0.1.
+    `is_stored` is for a file that pave wrote: settings of version 0.1 are read under their present names, and `${...}`
+    is text, since the folder may be a stranger's. Raises UserError with the nearest or present name of a setting.
     """
-    from omegaconf import OmegaConf
-    from yaml import YAMLError
-
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such config; the shipped ones are in configs/")
-    try:
-        values = OmegaConf.load(path)
-    except YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
 
+    values = settings.read_yaml(path, interpolate=not is_stored)
     if is_stored:
-        values = OmegaConf.create(_upgrade(OmegaConf.to_container(values)))
-    return _merge(Config, [(str(path), values), *_parsed(overrides)])
-
-
-def _upgrade(values: Any) -> Any:
-    """The settings of a folder that version 0.1 wrote, under their present names and values."""
-    if not isinstance(values, dict):
-        return values
-    sides = values.get("sides") or {}
-    tables = {"base": values.get("base"), "lora": values.get("lora"), "data": values.get("data")}
-    upgraded = _renamed(values, "") | {
-        section: _renamed(table, section) for section, table in tables.items() if isinstance(table, dict)
-    }
-    if isinstance(sides, dict) and sides:
-        upgraded["sides"] = {
-            name: _renamed(table, "sides") if isinstance(table, dict) else table for name, table in sides.items()
-        }
-    return upgraded
-
-
-def _renamed(table: Mapping[str, Any], section: str) -> dict[str, Any]:
-    """One section under present names."""
-    renamed = {RENAMED[section].get(key, key): value for key, value in table.items()}
-    return {
-        key: RENAMED_VALUES.get(key, {}).get(value, value) if isinstance(value, str) else value
-        for key, value in renamed.items()
-    }
+        values = settings.rename_old_settings(values, RENAMED)
+    layers = [settings.Layer(str(path), values), *settings.parse_overrides(overrides)]
+    return settings.merge(Config, layers, RENAMED)
 
 
 def from_overrides(overrides: Sequence[str]) -> Config:
     """The defaults with `key=value` overrides on top."""
-    return _merge(Config, _parsed(overrides))
+    return settings.merge(Config, settings.parse_overrides(overrides), RENAMED)
 
 
 def options(schema: type[T], overrides: Sequence[str]) -> T:
-    """A frozen dataclass of plain values with `key=value` overrides. Raises UserError with the nearest valid name."""
-    return _merge(schema, _parsed(overrides))
+    """A frozen dataclass of plain values with `key=value` overrides. Raises UserError with the nearest valid name.
 
-
-def _parsed(overrides: Sequence[str]) -> list[tuple[str, Any]]:
-    """Each override with its text, for messages."""
-    from omegaconf import OmegaConf
-
-    for override in overrides:
-        if "=" not in override:
-            raise UserError(f"'{override}': expected key=value, for example train.learning_rate=1e-4")
-    return [(override, OmegaConf.from_dotlist([override])) for override in overrides]
-
-
-def _merge(schema: type[T], layers: Sequence[tuple[str, Any]]) -> T:
-    """Merge (origin, values) layers over the defaults of a dataclass, each checked against it."""
-    from omegaconf import OmegaConf, ValidationError, read_write
-    from omegaconf.errors import ConfigAttributeError, ConfigKeyError
-
-    merged = OmegaConf.structured(schema)
-    for origin, values in layers:
-        try:
-            merged = OmegaConf.merge(merged, values)
-            if values.get("sides") == {}:
-                # Merging takes no entry out; an empty table says that there are none.
-                with read_write(merged):
-                    merged.sides = {}
-        except (ConfigKeyError, ConfigAttributeError) as error:
-            raise UserError(f"{origin}: {_explain_key(error)}") from error
-        except ValidationError as error:
-            raise UserError(f"{origin}: {_explain(error)}") from error
-    config = OmegaConf.to_object(merged)
-    assert isinstance(config, schema)
-    return config
-
-
-def _explain_key(error: Any) -> str:
-    """One line about a setting that there is not: its present name, or the nearest one."""
-    section, _, _ = str(error.full_key).rpartition(".")
-    present = RENAMED.get(section.partition(".")[0], {}).get(str(error.key))
-    if present:
-        return f"'{error.full_key}' is now '{section}{'.' if section else ''}{present}'"
-    known = [f.name for f in dataclasses.fields(error.object_type)]
-    return f"unknown key '{error.full_key}'; {nearest(str(error.key), known)}"
-
-
-def _explain(error: Any) -> str:
-    """One line of an OmegaConf ValidationError: key, value, what was expected."""
-    text = str(error).splitlines()[0]
-    if error.object_type is not None and error.full_key and isinstance(error.value, str):
-        present = RENAMED_VALUES.get(str(error.key), {}).get(error.value)
-        if present:
-            return f"'{error.full_key}={error.value}' is now '{present}'"
-        hint = typing.get_type_hints(error.object_type).get(str(error.key))
-        choices = [c for h in (hint, *typing.get_args(hint)) if typing.get_origin(h) is Literal for c in get_args(h)]
-        if choices:
-            return f"'{error.full_key}' cannot be '{error.value}'; {nearest(error.value, choices)}"
-    return f"'{error.full_key}': {text}" if error.full_key else text
+    `${...}` is text: the overrides may come from a stored config.
+    """
+    return settings.merge(schema, settings.parse_overrides(overrides, literal=True))
 
 
 def dump(config: Config) -> str:
@@ -319,7 +285,7 @@ def dump(config: Config) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
-def plugins(config: Config) -> dict[str, tuple[str, str]]:
+def named_plugins(config: Config) -> dict[str, tuple[str, str]]:
     """Kind and name of each plugin that a config names, by setting."""
     sides = {f"sides.{name}.side": ("sides", side.side or name) for name, side in config.sides.items()}
     mix = {f"data.mixture.{name}.task": ("tasks", task.task or name) for name, task in config.data.mixture.items()}
@@ -327,7 +293,7 @@ def plugins(config: Config) -> dict[str, tuple[str, str]]:
 
 
 def resolve(path: str) -> str:
-    """`asset:sideworld/NAME` -> what ships in pave/sideworld/assets; anything else as it is, with ~ expanded."""
+    """Path of `asset:sideworld/NAME`, which ships in pave/sideworld/assets; other paths with ~ expanded."""
     if path.startswith("asset:"):
         package, _, name = path.removeprefix("asset:").partition("/")
         return str(Path(__file__).parent / package / "assets" / name)
