@@ -9,16 +9,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pave.media import feature_files
-from pave.models.bases._loading import Settings
+from pave.models.base import Base, LoadSettings, get_base
 from pave.sides import base as sides
-from pave.types import VIDEO_TOKEN_ID, Clip, SideTokens, UserError
-from pave.utils import registry
+from pave.types import Clip, SideTokens, UserError
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Options:
 class VisionEncoder(nn.Module):
     """A base without its LLM."""
 
-    def __init__(self, base: Any) -> None:
+    def __init__(self, base: Base) -> None:
         super().__init__()
         self.base = base
         base.hf.model.language_model = None
@@ -52,8 +51,11 @@ class SideChannel(sides.SideChannel[Options, VisionEncoder, Clip]):
 
     def build(self, weights: Path, options: Options, device: torch.device) -> VisionEncoder:
         """Load tower and projector of a base. Raises UserError: no base, or one whose tokens cannot be stored."""
-        base = registry.load("bases", options.base).load(str(weights), Settings(getattr(torch, options.dtype)))
-        if hasattr(base, "position_ids") or not hasattr(base.hf.model, "language_model"):
+        base = get_base(options.base).load(str(weights), LoadSettings(getattr(torch, options.dtype)))
+        # What depends on the question or the size of the frames cannot be stored; and a base of another structure
+        # than transformers' LLaVA has no LLM to take out.
+        depends = base.prompt_conditioned or base.multi_axis_positions
+        if depends or not hasattr(base.hf.model, "language_model"):
             raise UserError(f"{weights}: video tokens of base '{options.base}' cannot be stored; extract none")
         return VisionEncoder(base).to(device)
 
@@ -74,14 +76,3 @@ class SideChannel(sides.SideChannel[Options, VisionEncoder, Clip]):
     def load(self, path: Path) -> SideTokens:
         """Read float32[T,S,Q+D]. Raises UserError."""
         return feature_files.read(path, self.extractors)
-
-
-def ids(base: Any, pixels: Any, seconds: Tensor | None) -> list[int]:
-    """What stands for a video among token ids: VIDEO for each visual token, and text that a base writes between rows.
-
-    `pixels` are what the base's `preprocess` made, or stored tokens; seconds float[T].
-    """
-    rows, size = len(pixels), tuple(pixels.shape[-2:])
-    if hasattr(base, "visual_token_ids"):
-        return base.visual_token_ids(rows, size, seconds)
-    return [VIDEO_TOKEN_ID] * base.num_visual_tokens(rows, size)

@@ -18,13 +18,14 @@ from pave import __version__
 from pave.checkpoints.load import fingerprint
 from pave.config import Config
 from pave.data import extraction, perturbations
-from pave.data.collate import encode_conversation, expand_video_tokens
+from pave.data.collate import Sample, encode_conversation, expand_video_tokens
 from pave.data.dataset import QuestionDataset, side_channels
 from pave.data.perturbations import Perturbation
 from pave.evaluation import run_folder, score
 from pave.evaluation.run_folder import MANIFEST, METRICS, PARTS
 from pave.inference import generation
 from pave.inference.generation import PromptGroup
+from pave.models.base import Base
 from pave.models.patched_model import PatchedModel
 from pave.types import Question, UserError
 from pave.utils.json_files import read_json
@@ -72,23 +73,30 @@ class VideoGroups(Dataset[PromptGroup | UnreadableVideo]):
         return len(self.groups)
 
     def __getitem__(self, index: int) -> PromptGroup | UnreadableVideo:
+        dataset = self.questions
         first, *following = self.groups[index]
         try:
-            sample = self.questions[first]
-            assert sample.pixels is not None
-            visual_ids = self.questions.base.visual_token_ids(
-                len(sample.pixels), tuple(sample.pixels.shape[-2:]), sample.frame_seconds
-            )
-            prompts = [self._prompt(i, visual_ids) for i in following]
+            sample = dataset[first]
+            questions = [dataset.questions[i] for i in following]
+            texts = [(dataset.task.prompt(question), question.history) for question in questions]
+            return make_prompt_group(dataset.base, sample, texts, dataset.config)
         except UserError as error:
             return UnreadableVideo(error)
-        return PromptGroup(sample, [sample.ids, *prompts])
 
-    def _prompt(self, index: int, visual_ids: Sequence[int]) -> list[int]:
-        question, data = self.questions.questions[index], self.questions.config.data
-        text = self.questions.task.prompt(question)
-        encoded = encode_conversation(self.questions.base, text, question.history, None, data.labels)
-        return expand_video_tokens(encoded.ids, encoded.labels, visual_ids, data.max_length)[0]
+
+def make_prompt_group(
+    base: Base, sample: Sample, prompts: Sequence[tuple[str, Sequence[tuple[str, str]]]], config: Config
+) -> PromptGroup:
+    """Put the prompt of a sample and further prompts, each with its history, about the same video into a group."""
+    assert sample.pixels is not None
+    size = tuple(sample.pixels.shape[-2:])
+    visual_ids = base.visual_token_ids(len(sample.pixels), size, sample.frame_seconds)
+
+    all_ids = [sample.ids]
+    for text, history in prompts:
+        encoded = encode_conversation(base, text, history, None, config.data.labels)
+        all_ids.append(expand_video_tokens(encoded.ids, encoded.labels, visual_ids, config.data.max_length)[0])
+    return PromptGroup(sample, all_ids)
 
 
 def main(model: PatchedModel, config: Config, out: Path, options: Options) -> str:

@@ -16,7 +16,6 @@ from pave import config as configs
 from pave.checkpoints import hot_swap
 from pave.checkpoints import load as load_checkpoint
 from pave.config import Config
-from pave.data import visual_token_cache
 from pave.data.collate import Sample, collate, encode_conversation, expand_video_tokens, to_device
 from pave.data.dataset import make_sample, read_side_tokens, select_frame_sampling
 from pave.inference import provenance, untrusted_media
@@ -250,7 +249,8 @@ class Session:
                     )
 
         encoded = encode_conversation(base, request.question, request.history, None, self.config.data.labels)
-        visual = visual_token_cache.ids(base, sample.pixels, sample.frame_seconds)
+        assert sample.pixels is not None
+        visual = base.visual_token_ids(len(sample.pixels), tuple(sample.pixels.shape[-2:]), sample.frame_seconds)
         max_length = min(self.config.data.max_length, base.hf.config.get_text_config().max_position_embeddings)
         ids, labels = expand_video_tokens(encoded.ids, encoded.labels, visual, max_length)
         if len(ids) == max_length:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from helpers.media_files import tone, write_clip
 from helpers.paths import ROOT
-from helpers.rgbd_scenes import make_plain
+from helpers.rgbd_scenes import make_plain_scene
 from helpers.server_client import LONG, QUESTION, TOKENS, WAITING, Process, process_of
 from helpers.tiny_model import TinySetup
 
@@ -54,7 +54,7 @@ def test_it_answers_as_documented(process: Process, tiny_setup: TinySetup, tmp_p
     shutil.copy(tiny_setup.data / "videos/test_00000.mp4", tmp_path / "clip.mp4")
     shutil.copy(tiny_setup.data / "videos/test_00001.mp4", tmp_path / "behind.mp4")
     write_clip(tmp_path / "other.wav", 0, None, tone(5), audio_codec="pcm_s16le")
-    make_plain(tmp_path / "room")
+    make_plain_scene(tmp_path / "room")
     said = []
     for line in PAGE.read_text().splitlines():
         if line.startswith(("curl ", "printf ", "python -m zipfile ")):

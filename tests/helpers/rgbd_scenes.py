@@ -1,4 +1,4 @@
-"""Made-up RGB-D scenes in all layouts, and a tiny CLIP to look at them."""
+"""Made-up RGB-D scenes in all layouts, and a tiny CLIP to encode them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WALL = 2.0
 SCALE = 1000
 
 
-def make_clip(folder: Path, size: int = 32, patch: int = 8, width: int = 24) -> Path:
+def make_clip_model(folder: Path, size: int = 32, patch: int = 8, width: int = 24) -> Path:
     """A random CLIP of 2 layers with text tower, under the names and in the files of the published one."""
     from transformers import CLIPConfig, CLIPModel
 
@@ -40,25 +40,25 @@ def position_state(width: int = 24) -> dict[str, torch.Tensor]:
     return {llava3d.PREFIX + name: x for name, x in llava3d.PositionMlp(width).state_dict().items()}
 
 
-def pose(number: int) -> np.ndarray:
+def camera_pose(number: int) -> np.ndarray:
     """float64[4,4]: camera `number` stands at x = number, y = 0, z = 1.5 and looks along the world's y."""
     return np.array([[1, 0, 0, number], [0, 0, 1, 0], [0, -1, 0, 1.5], [0, 0, 0, 1]], dtype=np.float64)
 
 
-def color(number: int, width: int, height: int) -> Image.Image:
+def color_image(number: int, width: int, height: int) -> Image.Image:
     """A grey level that tells the number, with a gradient."""
     ramp = np.linspace(0, 60, width)[None, :, None] + np.linspace(0, 60, height)[:, None, None]
     return Image.fromarray((ramp + number % 10 * 12).repeat(3, 2).astype(np.uint8))
 
 
-def depth(width: int, height: int) -> Image.Image:
+def depth_image(width: int, height: int) -> Image.Image:
     """A wall, with a hole in its top left corner."""
     values = np.full((height, width), WALL * SCALE, np.uint16)
     values[:2, :2] = 0
     return Image.fromarray(values)
 
 
-def intrinsic(width: int, height: int) -> np.ndarray:
+def intrinsic_matrix(width: int, height: int) -> np.ndarray:
     """float64[4,4]; a lens as wide as the picture, in the middle."""
     matrix = np.eye(4)
     matrix[0, 0] = matrix[1, 1] = width
@@ -66,21 +66,23 @@ def intrinsic(width: int, height: int) -> np.ndarray:
     return matrix
 
 
-def write(path: Path, matrix: np.ndarray) -> None:
+def write_matrix(path: Path, matrix: np.ndarray) -> None:
     np.savetxt(path, matrix, fmt="%.8f")
 
 
-def make_sens(folder: Path, frames: int = 12, lost: tuple[int, ...] = (), size: tuple[int, int] = (64, 48)) -> Path:
+def make_sens_scene(
+    folder: Path, frames: int = 12, lost: tuple[int, ...] = (), size: tuple[int, int] = (64, 48)
+) -> Path:
     """As SensReader writes it, tracking lost in some frames, the colour pictures twice as large as the depth ones."""
     for name in ("color", "depth", "pose", "intrinsic"):
         (folder / name).mkdir(parents=True)
     large = 2 * size[0], 2 * size[1]
     for i in range(frames):
-        color(i, *large).save(folder / f"color/{i}.jpg")
-        depth(*size).save(folder / f"depth/{i}.png")
-        write(folder / f"pose/{i}.txt", np.full((4, 4), -np.inf) if i in lost else pose(i))
-    write(folder / "intrinsic/intrinsic_color.txt", intrinsic(*large))
-    write(folder / "intrinsic/intrinsic_depth.txt", intrinsic(*size))
+        color_image(i, *large).save(folder / f"color/{i}.jpg")
+        depth_image(*size).save(folder / f"depth/{i}.png")
+        write_matrix(folder / f"pose/{i}.txt", np.full((4, 4), -np.inf) if i in lost else camera_pose(i))
+    write_matrix(folder / "intrinsic/intrinsic_color.txt", intrinsic_matrix(*large))
+    write_matrix(folder / "intrinsic/intrinsic_depth.txt", intrinsic_matrix(*size))
     (folder / f"{folder.name}.txt").write_text(f"sceneType = Office\naxisAlignment = {ALIGN_TEXT} \ncolorWidth = 128\n")
     return folder
 
@@ -89,16 +91,18 @@ ALIGN = np.array([[0, -1, 0, 0.5], [1, 0, 0, -0.25], [0, 0, 1, 0.125], [0, 0, 0,
 ALIGN_TEXT = " ".join(f"{value:.6f}" for value in ALIGN.flatten())
 
 
-def make_plain(folder: Path, frames: int = 3, size: tuple[int, int] = (64, 64), own: bool = False) -> Path:
-    """Our own layout, with a depth of 500 units in a metre; `own`: intrinsics for each view instead of one."""
+def make_plain_scene(
+    folder: Path, frames: int = 3, size: tuple[int, int] = (64, 64), own_intrinsics: bool = False
+) -> Path:
+    """Our own layout, 500 units of depth in a metre; `own_intrinsics`: of each view, instead of one for all."""
     folder.mkdir(parents=True)
     for i in range(frames):
-        color(i, *size).save(folder / f"{i}.png")
-        depth(*size).save(folder / f"{i}.depth.png")
-        write(folder / f"{i}.pose.txt", pose(i))
-        if own:
-            write(folder / f"{i}.intrinsic.txt", intrinsic(*size)[:3, :3] * [[1 + i], [1 + i], [1]])
-    if not own:
-        write(folder / "intrinsic.txt", intrinsic(*size)[:3, :3])
+        color_image(i, *size).save(folder / f"{i}.png")
+        depth_image(*size).save(folder / f"{i}.depth.png")
+        write_matrix(folder / f"{i}.pose.txt", camera_pose(i))
+        if own_intrinsics:
+            write_matrix(folder / f"{i}.intrinsic.txt", intrinsic_matrix(*size)[:3, :3] * [[1 + i], [1 + i], [1]])
+    if not own_intrinsics:
+        write_matrix(folder / "intrinsic.txt", intrinsic_matrix(*size)[:3, :3])
     (folder / "scene.json").write_text(json.dumps({"depth_scale": 500}))
     return folder

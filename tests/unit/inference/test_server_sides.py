@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.rgbd_scenes import make_plain
+from helpers.rgbd_scenes import make_plain_scene
 from helpers.server_client import QUESTION, SIDES, TOKENS, Served, data_url, error, events, zipped
 from PIL import Image
 
@@ -32,7 +32,7 @@ pytest_plugins = ["helpers.server_client"]
 def sent(many: Served, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Files for the side-channels that the video does not hold."""
     folder = tmp_path_factory.mktemp("sent")
-    room = zipped(make_plain(folder / "room"), folder / "room.zip")
+    room = zipped(make_plain_scene(folder / "room"), folder / "room.zip")
     return {"camera": many.video.with_name("test_00001.mp4"), "room": room}
 
 
@@ -101,17 +101,17 @@ def test_the_page_takes_them_too(many: Served, patches: dict[str, Path], sent: d
     from pave.inference.untrusted_media import guarded_reader
 
     model, config = load_with_patches(patches["audio"], None, [], "cpu", [(name, str(patches[name])) for name in SIDES])
-    desk = JobQueue(tmp_path, 1)
+    queue = JobQueue(tmp_path, 1)
     with guarded_reader(Limits()) as read:
-        page = Page(Session(model, config, read), desk, Limits(max_new_tokens=TOKENS))
+        page = Page(Session(model, config, read), queue, Limits(max_new_tokens=TOKENS))
         assert page.sides == ["audio", *SIDES]
         files = [None, str(sent["camera"]), None, str(sent["room"])]
         for on in (page.sides, ["room"], []):
-            *_, (_, chat, _, used, _) = page.ask(ChatState(), QUESTION, False, on, str(many.video), *files)
+            *_, (_, chat, _, used, _) = page.answer(ChatState(), QUESTION, False, on, str(many.video), *files)
             urls = {name: data_url(file) for name, file in sent.items()}
             assert chat[-1]["content"] == many.ask(patches=on, sides=urls).json()["answer"]["text"]
             assert "from room.zip, 2 steps of 4 tokens" in used
-    desk.close()
+    queue.close()
     assert {file.name for file in sent["room"].parent.iterdir()} == {"room", "room.zip"}
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.rgbd_scenes import ALIGN, color, depth, intrinsic, make_plain, make_sens, pose, write
+from helpers.rgbd_scenes import ALIGN, color_image, depth_image, intrinsic_matrix, make_plain_scene, make_sens_scene, camera_pose, write_matrix
 from PIL import Image
 
 from pave.media import rgbd, scannet_export
@@ -25,10 +25,10 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 
 def test_scenes_are_found_at_any_depth_in_any_layout(tmp_path: Path) -> None:
-    make_sens(tmp_path / "scans/scene0001_00", frames=1)
-    make_sens(tmp_path / "scans/scene0000_00", frames=1)
-    room = make_plain(tmp_path / "room", frames=1)
-    make_plain(tmp_path / ".hidden.1.tmp", frames=1)
+    make_sens_scene(tmp_path / "scans/scene0001_00", frames=1)
+    make_sens_scene(tmp_path / "scans/scene0000_00", frames=1)
+    room = make_plain_scene(tmp_path / "room", frames=1)
+    make_plain_scene(tmp_path / ".hidden.1.tmp", frames=1)
     scannet_export.main(tmp_path / "scans", tmp_path / "posed")
     found = dict(rgbd.find(tmp_path))
     assert sorted(found) == ["posed/scene0000_00", "posed/scene0001_00", "room"] + [
@@ -43,32 +43,32 @@ def test_scenes_are_found_at_any_depth_in_any_layout(tmp_path: Path) -> None:
 
 
 def test_nine_comes_before_ten_and_lost_frames_are_left_out(tmp_path: Path) -> None:
-    frames = rgbd.frames(make_sens(tmp_path / "a", frames=12, lost=(3, 10)))
+    frames = rgbd.frames(make_sens_scene(tmp_path / "a", frames=12, lost=(3, 10)))
     assert [frame.number for frame in frames] == [0, 1, 2, 4, 5, 6, 7, 8, 9, 11]
     assert [frame.color.stem for frame in frames] == [str(frame.number) for frame in frames]
-    assert all(np.array_equal(frame.pose, pose(frame.number)) for frame in frames)
+    assert all(np.array_equal(frame.pose, camera_pose(frame.number)) for frame in frames)
 
 
 def test_a_time_stamp_may_name_a_frame(tmp_path: Path) -> None:
-    folder = make_plain(tmp_path / "a", frames=2)
+    folder = make_plain_scene(tmp_path / "a", frames=2)
     for file in folder.glob("[01].*"):
         file.rename(file.with_name(f"1305031.45{file.name}"))
     frames = rgbd.frames(folder)
     assert [frame.color.name for frame in frames] == ["1305031.450.png", "1305031.451.png"]
     assert rgbd.read_depth(frames[1].depth).size == (64, 64)
-    assert rgbd.lens(folder, frames[1]).matrix.tolist() == intrinsic(64, 64).tolist()
+    assert rgbd.lens(folder, frames[1]).matrix.tolist() == intrinsic_matrix(64, 64).tolist()
 
 
 def test_the_lens_of_the_depth_camera_comes_first(tmp_path: Path) -> None:
-    folder = make_sens(tmp_path / "a", frames=1)
+    folder = make_sens_scene(tmp_path / "a", frames=1)
     (frame,) = rgbd.frames(folder)
-    assert rgbd.lens(folder, frame)[1:] == (pytest.approx(intrinsic(64, 48)), True)
-    write(folder / "color/0.intrinsic.txt", intrinsic(7, 7))
-    assert rgbd.lens(folder, frame)[1:] == (pytest.approx(intrinsic(7, 7)), False)
+    assert rgbd.lens(folder, frame)[1:] == (pytest.approx(intrinsic_matrix(64, 48)), True)
+    write_matrix(folder / "color/0.intrinsic.txt", intrinsic_matrix(7, 7))
+    assert rgbd.lens(folder, frame)[1:] == (pytest.approx(intrinsic_matrix(7, 7)), False)
 
 
 def test_alignment_and_scale_are_stated_or_known(tmp_path: Path) -> None:
-    folder = make_sens(tmp_path / "scene0001_00", frames=1)
+    folder = make_sens_scene(tmp_path / "scene0001_00", frames=1)
     meta, settings = folder / "scene0001_00.txt", folder / "scene.json"
     assert rgbd.axis_align(folder) == pytest.approx(ALIGN)
     assert rgbd.depth_scale(folder) == 1000
@@ -79,7 +79,7 @@ def test_alignment_and_scale_are_stated_or_known(tmp_path: Path) -> None:
     settings.write_text(json.dumps({"axis_align": ALIGN.tolist(), "depth_scale": 4000}))
     assert rgbd.axis_align(folder) == pytest.approx(ALIGN)
     assert rgbd.depth_scale(folder) == 4000
-    assert rgbd.axis_align(make_plain(tmp_path / "room")) == pytest.approx(np.eye(4))
+    assert rgbd.axis_align(make_plain_scene(tmp_path / "room")) == pytest.approx(np.eye(4))
 
 
 def truncate(path: Path) -> None:
@@ -98,14 +98,14 @@ FAULTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "text depth": ("0.depth.png", lambda p: p.write_text("hello"), "not a readable depth picture"),
     "cut colour": ("0.png", truncate, "not a readable colour picture"),
     "no pose": ("0.pose.txt", Path.unlink, "no such file; expected a 4x4 pose"),
-    "3x4 pose": ("0.pose.txt", lambda p: write(p, pose(0)[:3]), "holds 12 numbers, expected a 4x4 pose"),
+    "3x4 pose": ("0.pose.txt", lambda p: write_matrix(p, camera_pose(0)[:3]), "holds 12 numbers, expected a 4x4 pose"),
     "words": ("0.pose.txt", lambda p: p.write_text("no pose"), "not numbers: .*'no'; expected a 4x4 pose"),
-    "turned pose": ("0.pose.txt", lambda p: write(p, pose(1).T), "last row .*, expected 0 0 0 1"),
+    "turned pose": ("0.pose.txt", lambda p: write_matrix(p, camera_pose(1).T), "last row .*, expected 0 0 0 1"),
     "no lens": ("intrinsic.txt", Path.unlink, "no intrinsics; expected depth_intrinsic.txt"),
     "lens of 4": ("intrinsic.txt", lambda p: p.write_text("1 2 3 4"), "holds 4 numbers, expected 3x3 or 4x4"),
     "blind lens": (
         "intrinsic.txt",
-        lambda p: write(p, np.eye(3) * [0, 1, 1]),
+        lambda p: write_matrix(p, np.eye(3) * [0, 1, 1]),
         "focal lengths 0 and 1, expected pos",
     ),
     "no JSON": ("scene.json", lambda p: p.write_text("{"), "not valid JSON"),
@@ -131,7 +131,7 @@ def look(folder: Path) -> None:
 @pytest.mark.parametrize("fault", FAULTS)
 def test_each_fault_is_one_line_that_names_the_file(fault: str, tmp_path: Path) -> None:
     file, spoil, message = FAULTS[fault]
-    folder = make_plain(tmp_path / "room", frames=2)
+    folder = make_plain_scene(tmp_path / "room", frames=2)
     look(folder)
     spoil(folder / file)
     with pytest.raises(UserError, match=message) as caught:
@@ -143,7 +143,7 @@ def test_each_fault_is_one_line_that_names_the_file(fault: str, tmp_path: Path) 
 
 def test_a_scene_without_any_pose_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="a: none of its 2 frames has a finite pose"):
-        rgbd.frames(make_sens(tmp_path / "a", frames=2, lost=(0, 1)))
+        rgbd.frames(make_sens_scene(tmp_path / "a", frames=2, lost=(0, 1)))
     (tmp_path / "b").mkdir()
     with pytest.raises(UserError, match="b: no RGB-D frames"):
         rgbd.frames(tmp_path / "b")
@@ -151,8 +151,8 @@ def test_a_scene_without_any_pose_is_refused(tmp_path: Path) -> None:
 
 def test_damaged_pictures_never_raise_anything_else(tmp_path: Path) -> None:
     """A byte changed, or the end cut off, at many places."""
-    color(0, 16, 16).save(tmp_path / "a.jpg")
-    depth(16, 16).save(tmp_path / "a.png")
+    color_image(0, 16, 16).save(tmp_path / "a.jpg")
+    depth_image(16, 16).save(tmp_path / "a.png")
     rng = np.random.default_rng(0)
     for name, reader in (("a.jpg", rgbd.read_color), ("a.png", rgbd.read_depth)):
         whole = (tmp_path / name).read_bytes()
@@ -170,7 +170,7 @@ def test_damaged_pictures_never_raise_anything_else(tmp_path: Path) -> None:
 
 def test_export_of_a_sens_scene(tmp_path: Path) -> None:
     """Every fifth frame but those without a pose; pictures as they are; the same places in the room."""
-    raw = make_sens(tmp_path / "raw/scene0001_00", frames=21, lost=(5, 6))
+    raw = make_sens_scene(tmp_path / "raw/scene0001_00", frames=21, lost=(5, 6))
     assert scannet_export.main(tmp_path / "raw", tmp_path / "out", every=5) == 1
     out = tmp_path / "out/scene0001_00"
     numbers = [0, 10, 15, 20]
@@ -180,14 +180,14 @@ def test_export_of_a_sens_scene(tmp_path: Path) -> None:
     assert (out / "00015.jpg").read_bytes() == (raw / "color/15.jpg").read_bytes()
     assert (out / "00015.png").read_bytes() == (raw / "depth/15.png").read_bytes()
     frames = rgbd.frames(out)
-    assert [frame.pose.tolist() for frame in frames] == [pose(n).tolist() for n in numbers]
+    assert [frame.pose.tolist() for frame in frames] == [camera_pose(n).tolist() for n in numbers]
     assert rgbd.axis_align(out) == pytest.approx(ALIGN)
-    assert rgbd.lens(out, frames[0])[1:] == (pytest.approx(intrinsic(64, 48)), True)
+    assert rgbd.lens(out, frames[0])[1:] == (pytest.approx(intrinsic_matrix(64, 48)), True)
 
 
 def test_export_of_plain_frames(tmp_path: Path) -> None:
     """PNG colour becomes JPEG; scale and lenses of single views are kept."""
-    raw = make_plain(tmp_path / "raw/room", frames=3, own=True)
+    raw = make_plain_scene(tmp_path / "raw/room", frames=3, own_intrinsics=True)
     assert scannet_export.main(tmp_path / "raw", tmp_path / "out", every=1) == 1
     out = tmp_path / "out/room"
     assert rgbd.depth_scale(out) == 500
@@ -200,13 +200,13 @@ def test_export_of_plain_frames(tmp_path: Path) -> None:
 
 def test_export_again_changes_nothing_and_does_what_is_missing(tmp_path: Path) -> None:
     for i in range(3):
-        make_sens(tmp_path / f"raw/scene000{i}_00", frames=3)
+        make_sens_scene(tmp_path / f"raw/scene000{i}_00", frames=3)
     (tmp_path / "raw/scene0001_00/depth/1.png").unlink()
     with pytest.raises(UserError, match=r"raw: 1 scenes failed, as: .*1\.png: no such file"):
         scannet_export.main(tmp_path / "raw", tmp_path / "out", every=1)
     before = snapshot(tmp_path / "out")
     assert {name.split("/")[0] for name in before} == {"scene0000_00", "scene0002_00"}
-    depth(64, 48).save(tmp_path / "raw/scene0001_00/depth/1.png")
+    depth_image(64, 48).save(tmp_path / "raw/scene0001_00/depth/1.png")
     assert scannet_export.main(tmp_path / "raw", tmp_path / "out", every=1) == 1
     after = snapshot(tmp_path / "out")
     assert {name: after[name] for name in before} == before
@@ -219,11 +219,11 @@ def test_export_again_changes_nothing_and_does_what_is_missing(tmp_path: Path) -
 
 
 def test_a_killed_export_leaves_no_half_scene(tmp_path: Path) -> None:
-    make_sens(tmp_path / "raw/scene0000_00", frames=4)
+    make_sens_scene(tmp_path / "raw/scene0000_00", frames=4)
     program = (
         "import os, shutil, signal, sys\n"
         "from pathlib import Path\n"
-        "from pave.io import rgbd_export\n"
+        "from pave.media import scannet_export as rgbd_export\n"
         "copy, done = shutil.copyfile, []\n"
         "def dying(*a):\n"
         "    done.append(copy(*a))\n"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.paths import GOLDEN, read_json
-from helpers.rgbd_scenes import WALL, make_clip, pose, position_state
+from helpers.rgbd_scenes import WALL, make_clip_model, camera_pose, position_state
 from PIL import Image
 from PIL.Image import Resampling
 from safetensors.torch import save_file
@@ -31,7 +31,7 @@ def arrays() -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_clip(tmp_path_factory.mktemp("clip"))
+    return make_clip_model(tmp_path_factory.mktemp("clip"))
 
 
 def close(found: torch.Tensor, wanted: np.ndarray, tolerance: float) -> None:
@@ -99,7 +99,7 @@ def test_a_hole_lies_where_the_camera_stands() -> None:
     """Quirk: nothing is left out."""
     depth = torch.full((1, 4, 4), WALL)
     depth[0, 2, 2] = 0
-    camera = torch.from_numpy(pose(7)).float()[None]
+    camera = torch.from_numpy(camera_pose(7)).float()[None]
     points = encoder.unproject(depth, torch.eye(4)[None], camera, torch.arange(4))
     assert points[0, 2, 2].tolist() == [7, 0, 1.5]
     assert points[0, 0, 0].tolist() == [7, WALL, 1.5]
