@@ -150,7 +150,7 @@ def running(model: PatchedModel, config: Config, ckpt: Path, video: Path) -> Ite
 
     from pave.inference.server import app as server
 
-    options = server.Options(megabytes=1, seconds=20, new_tokens=16, waiting=WAITING)
+    options = server.Options(max_megabytes=1, max_seconds=20, max_new_tokens=16, max_waiting=WAITING)
     before = os.environ.get("GRADIO_TEMP_DIR")
     with server.application(model, config, options) as app:
         folder = Path(os.environ["GRADIO_TEMP_DIR"]).parent

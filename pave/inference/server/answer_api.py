@@ -1,56 +1,69 @@
-"""The form of POST /v1/answer."""
+"""Requests and responses of POST /v1/answer."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+import json
+from collections.abc import Sequence
 
 from pave.inference import provenance
 from pave.inference.limits import Limits, RequestRefused
 from pave.inference.provenance import Provenance
-from pave.inference.server.validation import check_empty, checked, new_tokens, patches, take
+from pave.inference.server.job_queue import Event
+from pave.inference.server.validation import Fields, check_empty, check_text, take, take_max_new_tokens, take_patches
 from pave.inference.session import Answer, AnswerRequest
 
 FIELDS = ("question", "history", "patches", "base", "stream", "max_new_tokens", "video", "sides")
 
 
-def parse(fields: dict[str, Any], limits: Limits) -> tuple[dict[str, AnswerRequest], bool]:
-    """The questions to answer, and whether to stream. Refused: not as documented."""
+def parse(fields: Fields, limits: Limits) -> tuple[dict[str, AnswerRequest], bool]:
+    """Read the questions, named `answer` and `base`, and whether to stream. Raises RequestRefused."""
     history = take(fields, "history", list, [])
     for turn in history:
         if not isinstance(turn, list) or len(turn) != 2 or not all(isinstance(text, str) for text in turn):
             raise RequestRefused(400, "field 'history': expected a list of [question, answer]")
-    turns = tuple((question, answer) for question, answer in history)
-    count = new_tokens(take(fields, "max_new_tokens", int, min(128, limits.max_new_tokens)), limits)
-    ask = checked(AnswerRequest(take(fields, "question", str, ""), turns, patches(fields), count), limits)
-    asks = {"answer": ask}
+
+    request = AnswerRequest(
+        question=take(fields, "question", str, ""),
+        history=tuple((question, answer) for question, answer in history),
+        patches=take_patches(fields),
+        max_new_tokens=take_max_new_tokens(fields, ["max_new_tokens"], limits),
+    )
+    check_text(request, limits)
+    requests = {"answer": request}
     if take(fields, "base", bool, False):
-        asks["base"] = dataclasses.replace(ask, patches=())
-    stream = take(fields, "stream", bool, False)
+        requests["base"] = dataclasses.replace(request, patches=())
+
+    is_stream = take(fields, "stream", bool, False)
     check_empty(fields, FIELDS)
-    return asks, stream
+    return requests, is_stream
 
 
-def whole(events: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """The answer at once."""
-    return {name: _value(value) for name, value in events if not isinstance(value, str)}
+def response(events: Sequence[Event]) -> dict[str, object]:
+    """The body of a response that is not streamed."""
+    return {name: _as_json(value) for name, value in events if not isinstance(value, str)}
 
 
-def _value(value: Provenance | Answer) -> dict[str, Any]:
+def _as_json(value: Provenance | Answer) -> dict[str, object]:
     return provenance.as_json(value) if isinstance(value, Provenance) else value._asdict()
 
 
-class Stream(NamedTuple):
-    """The answer as it comes: the facts, pieces of text, each whole reply."""
+class AnswerStream:
+    """A streamed response: the provenance, pieces of text, each whole answer."""
 
-    asks: dict[str, AnswerRequest]
+    def __init__(self, requests: dict[str, AnswerRequest]) -> None:
+        self.names = list(requests)
 
-    def lines(self, event: tuple[str, Any]) -> Iterator[dict[str, Any]]:
-        """What to send of an event."""
+    def data(self, event: Event) -> dict[str, object]:
+        """The data of one event."""
         name, value = event
-        yield {name: {"piece": value} if isinstance(value, str) else _value(value)}
+        return {name: {"piece": value} if isinstance(value, str) else _as_json(value)}
 
-    def end(self) -> Iterator[dict[str, Any]]:
-        """What to send at the end."""
-        yield {"done": list(self.asks)}
+    def end(self) -> str:
+        """The data that ends the stream."""
+        return json.dumps({"done": self.names})
+
+
+def stream(requests: dict[str, AnswerRequest]) -> AnswerStream:
+    """A response that is streamed."""
+    return AnswerStream(requests)

@@ -1,11 +1,11 @@
-"""The endpoints: POST /v1/answer, and POST /v1/chat/completions as OpenAI's clients know it."""
+"""The HTTP endpoints: POST /v1/answer, and POST /v1/chat/completions as OpenAI's clients know it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Protocol
 
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
@@ -15,90 +15,114 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from pave.inference.limits import MEGABYTE, Limits, RequestRefused
 from pave.inference.server import answer_api, openai_api
-from pave.inference.server.job_queue import Emit, IsStopped, Job, JobQueue
-from pave.inference.server.uploads import WRAPPING, BodyLimit, UploadedRequest, describe, failure, receive
+from pave.inference.server.job_queue import Emit, Event, IsStopped, Job, JobQueue
+from pave.inference.server.uploads import BODY_FACTOR, BodyLimit, error_body, error_response, receive
+from pave.inference.server.validation import Fields
 from pave.inference.session import AnswerRequest, LoadedVideo, Session
 
-Event = tuple[str, Any]
-"""`facts` Facts; then for `answer` and `base`: pieces of text, and a Reply at the end."""
+
+class ResponseStream(Protocol):
+    """A response that is sent event by event."""
+
+    def data(self, event: Event) -> dict[str, object]:
+        """The data of one event."""
+
+    def end(self) -> str:
+        """The data that ends the stream."""
 
 
-def make(session: Session, desk: JobQueue, limits: Limits, hosts: list[str]) -> FastAPI:
-    """The application; `hosts` are the names it may be called by, so that no foreign page reaches it by another."""
+class ApiFormat(Protocol):
+    """The functions of `answer_api` and `openai_api`."""
+
+    def parse(self, fields: Fields, limits: Limits) -> tuple[dict[str, AnswerRequest], bool]:
+        """Read the questions, by name, and whether to stream. Raises RequestRefused."""
+
+    def response(self, events: Sequence[Event]) -> dict[str, object]:
+        """The body of a response that is not streamed."""
+
+    def stream(self, requests: dict[str, AnswerRequest]) -> ResponseStream:
+        """A response that is streamed."""
+
+
+def make_app(session: Session, queue: JobQueue, limits: Limits, hosts: list[str]) -> FastAPI:
+    """Build the application; `hosts` are its allowed names, so that no foreign page reaches it by another name."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(BodyLimit, most=int(limits.max_megabytes * MEGABYTE * WRAPPING) + MEGABYTE)
+    app.add_middleware(BodyLimit, max_bytes=int(limits.max_megabytes * MEGABYTE * BODY_FACTOR) + MEGABYTE)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts)
 
     @app.exception_handler(RequestRefused)
     async def refuse(request: Request, error: RequestRefused) -> Response:
-        return failure(error)
+        return error_response(error)
 
     @app.get("/v1/models")
-    async def models() -> dict[str, Any]:
+    async def models() -> dict[str, object]:
         return openai_api.models()
 
     @app.post("/v1/answer")
     async def answer(request: Request) -> Response:
-        return await _serve(request, answer_api)
+        return await _serve(request, answer_api, session, queue, limits)
 
     @app.post("/v1/chat/completions")
     async def completions(request: Request) -> Response:
-        return await _serve(request, openai_api)
-
-    async def _serve(request: Request, style: Any) -> Response:
-        slot = desk.slot()
-        try:
-            upload = await receive(request, slot.folder, session.config.sides, limits)
-            asks, stream = style.parse(upload.fields, limits)
-            job = desk.start(slot, partial(work, session, upload, asks))
-        except BaseException:
-            slot.close()
-            raise
-        events = iter(job)
-        # Most of what can go wrong does so before the first event, while there still is a status to say it with.
-        try:
-            first = await run_in_threadpool(next, events)
-            if stream:
-                lines = _lines(job, first, events, style.Stream(asks))
-                return StreamingResponse(lines, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
-            return JSONResponse(style.whole([first, *await run_in_threadpool(list, events)]))
-        except RequestRefused:
-            raise
-        except Exception as error:
-            return failure(error)
+        return await _serve(request, openai_api, session, queue, limits)
 
     return app
 
 
-def work(session: Session, upload: UploadedRequest, asks: dict[str, AnswerRequest], put: Emit, stopped: IsStopped) -> None:
-    """Look at the files, then answer each question, which are named `answer` and `base`."""
-    converse(session, partial(session.load_video, upload.video, upload.files), asks, put, stopped)
+async def _serve(request: Request, api: ApiFormat, session: Session, queue: JobQueue, limits: Limits) -> Response:
+    """Receive a request, do its work when its turn comes, and respond in the format of `api`."""
+    slot = queue.slot()
+    try:
+        upload = await receive(request, slot.folder, session.config.sides, limits)
+        requests, is_stream = api.parse(upload.fields, limits)
+        load_video = partial(session.load_video, upload.video, upload.files)
+        job = queue.start(slot, partial(answer_requests, session, load_video, requests))
+    except BaseException:
+        slot.close()
+        raise
+
+    events = iter(job)
+    try:
+        # Most failures come before the first event, while the status can still be chosen.
+        first = await run_in_threadpool(next, events)
+        if is_stream:
+            lines = _sse_lines(job, first, events, api.stream(requests))
+            return StreamingResponse(lines, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        return JSONResponse(api.response([first, *await run_in_threadpool(list, events)]))
+    except RequestRefused:
+        raise
+    except Exception as error:
+        return error_response(error)
 
 
-def converse(session: Session, see: Callable[[], LoadedVideo], asks: dict[str, AnswerRequest], put: Emit, stopped: IsStopped) -> None:
-    """Puts the facts of a scene, and for each named question the pieces of its answer and the Reply."""
-    scene = see()
-    put(("facts", scene.provenance))
-    for name, ask in asks.items():
-        if not stopped():
-            put((name, session.ask(scene, ask, partial(_put_piece, put, name), stopped)))
+def answer_requests(
+    session: Session,
+    load_video: Callable[[], LoadedVideo],
+    requests: dict[str, AnswerRequest],
+    emit: Emit,
+    is_stopped: IsStopped,
+) -> None:
+    """Load a video, then answer each question; emits the events that `job_queue.Event` lists."""
+    video = load_video()
+    emit(("facts", video.provenance))
+    for name, request in requests.items():
+        if not is_stopped():
+            emit((name, session.ask(video, request, partial(_emit_piece, emit, name), is_stopped)))
 
 
-def _put_piece(put: Emit, name: str, piece: str) -> None:
-    put((name, piece))
+def _emit_piece(emit: Emit, name: str, piece: str) -> None:
+    emit((name, piece))
 
 
-async def _lines(job: Job, first: Event, events: Iterator[Event], stream: Any) -> AsyncIterator[str]:
-    """Server-sent events; who hangs up stops the work."""
+async def _sse_lines(job: Job, first: Event, events: Iterator[Event], stream: ResponseStream) -> AsyncIterator[str]:
+    """Server-sent events; a client that hangs up stops the work."""
     try:
         event: Event | None = first
         while event is not None:
-            for line in stream.lines(event):
-                yield f"data: {line if isinstance(line, str) else json.dumps(line)}\n\n"
+            yield f"data: {json.dumps(stream.data(event))}\n\n"
             event = await run_in_threadpool(next, events, None)
-        for line in stream.end():
-            yield f"data: {line if isinstance(line, str) else json.dumps(line)}\n\n"
+        yield f"data: {stream.end()}\n\n"
     except Exception as error:
-        yield f"data: {json.dumps({'error': describe(error)})}\n\n"
+        yield f"data: {json.dumps({'error': error_body(error)})}\n\n"
     finally:
         job.stop.set()

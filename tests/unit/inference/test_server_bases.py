@@ -53,7 +53,7 @@ def trained(request: pytest.FixtureRequest, tiny_setup: TinySetup, tmp_path_fact
     evaluate.main(model, config, out / "eval", evaluate.Options(max_new_tokens=TOKENS, batch=2))
     said = {line["qid"]: line["text"] for line in map(json.loads, (out / "eval/predictions.jsonl").open())}
     asked = evaluate.load_questions(model, config, "test", {}, True).questions
-    questions = {sideworld.prompt(q): said[q.qid] for q in asked if Path(q.video).stem == "test_00000"}
+    questions = {sideworld.Task().prompt(q): said[q.qid] for q in asked if Path(q.video).stem == "test_00000"}
     features = tiny_setup.data / "features/audio/test_00000.safetensors"
     return Trained(folder, tiny_setup.data / "videos/test_00000.mp4", features, questions)
 
