@@ -16,6 +16,7 @@ from pave.data import extraction
 from pave.data.dataset import media_paths
 from pave.media import feature_files
 from pave.sides.base import SideChannel
+from pave.tasks.base import get_task
 from pave.types import MissingAnnotations, Question, UserError
 from pave.utils import registry
 from pave.utils.atomic import write_text
@@ -117,11 +118,11 @@ def check_task(
     """
     from pave.media.feature_files import feature_file
 
-    module = registry.load("tasks", task)
+    benchmark = get_task(task)
     report, absent = Report(), []
-    for split in splits or module.SPLITS:
+    for split in splits or benchmark.splits:
         try:
-            questions = module.load(split, root)
+            questions = benchmark.load(split, root)
         except MissingAnnotations as error:
             absent.append(f"{split}: {error}")
             continue
@@ -130,10 +131,10 @@ def check_task(
             continue
         videos = sorted({question.video for question in questions})
         report.lines.append(f"{split}: {len(questions)} questions about {len(videos)} videos")
-        expected = getattr(module, "EXPECTED", {}).get(split, len(questions))
+        expected = benchmark.expected_counts.get(split, len(questions))
         if len(questions) != expected:
             report.add(f"  {len(questions)} questions, expected {expected}")
-        for line in module.check(split, root) if hasattr(module, "check") else []:
+        for line in benchmark.check(split, root):
             report.add(f"  {line}")
         if outside := [line for question in questions for line in _outside(question, root)]:
             report.count("  outside the root", outside, len(questions))

@@ -8,7 +8,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from random import Random
-from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -21,6 +20,7 @@ from pave.media import feature_files
 from pave.media.frame_sampling import FrameSampling
 from pave.models.base import Base
 from pave.sides.base import SideChannel, get_side
+from pave.tasks.base import get_task
 from pave.types import IGNORE_INDEX, Clip, Images, Question, SideTokens, UserError
 from pave.utils import placeholders, registry
 
@@ -39,7 +39,7 @@ class QuestionDataset(Dataset[Sample]):
         self.config, self.base, self.with_answers, self.seed = config, base, with_answers, seed
         self.frames = select_frame_sampling(config.base, base)
         self.root = Path(config.data.root)
-        self.task: ModuleType = registry.load("tasks", config.data.task)
+        self.task = get_task(config.data.task)
         self.questions: list[Question] = self.task.load(split, self.root)
         self.side_channels = side_channels(config)
         self.epoch = 0

@@ -1,4 +1,4 @@
-"""`pave score`: answers in, scores out, always of the whole list of questions. Without torch."""
+"""`pave score`: predictions in, scores out, always of the whole list of questions. Without torch."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from pave.evaluation import judge_ledger
-from pave.evaluation.run_folder import EXPECTED, MANIFEST, METRICS, merge, read_predictions
+from pave.evaluation import judge_ledger, run_folder
+from pave.evaluation.run_folder import EXPECTED, MANIFEST, METRICS
 from pave.tasks.base import Task, get_task
 from pave.tasks.metrics.judge_verdicts import JudgedPrediction
 from pave.types import Prediction, Question, UserError
@@ -19,52 +19,65 @@ from pave.utils.json_files import read_json
 SAMPLES = "samples.jsonl"
 
 
+class Answers(NamedTuple):
+    """The answers of a predictions file."""
+
+    by_qid: dict[str, Prediction]
+    """With a judge's verdicts on them, if there are any."""
+    missing: list[str]
+    """Questions without a line in the file; those that could not be read have one."""
+
+
 def score(
     predictions: Path, task: str, split: str, root: Path, limit: int | None = None, allow_missing: bool = False
 ) -> dict[str, Any]:
-    """Score a predictions file, or a folder of `pave eval`, its parts merged first; writes metrics.json, samples.jsonl.
+    """Score a predictions file, or a folder of `pave eval`, its parts merged first; write metrics.json, samples.jsonl.
 
-    Of the first `limit` questions, or all. Raises UserError for a broken line, and for an unknown, a repeated or,
+    The first `limit` questions count, or all. Raises UserError for a broken line, and for an unknown, a repeated or,
     unless allowed, a missing question.
     """
-    benchmark = get_task(task)
-    gold: list[Question] = benchmark.load(split, root)
-    asked = limit_questions(gold, limit)
+    plugin = get_task(task)
+    questions = plugin.load(split, root)
+    asked = limit_questions(questions, limit)
     if predictions.is_dir():
-        predictions = merge(predictions, asked)
-    answers, missing = read_answers(predictions, gold, asked, allow_missing)
-    said = [answers[q.qid].text for q in asked if q.qid in answers]
+        predictions = run_folder.merge(predictions, asked)
+
+    answers = read_answers(predictions, questions, asked, allow_missing)
+    texts = [answers.by_qid[q.qid].text for q in asked if q.qid in answers.by_qid]
     result = {
         "task": task,
         "split": split,
-        **_asked_how(predictions.with_name(MANIFEST)),
-        "about": benchmark.describe(split),
+        **_describe_prompts(predictions.with_name(MANIFEST)),
+        "about": plugin.describe(split),
         "limit": limit,
         "coverage": {
-            "questions": len(gold),
+            "questions": len(questions),
             "asked": len(asked),
-            "answered": len(said),
-            "missing": len(missing),
-            "empty": sum(not text.strip() for text in said),
+            "answered": len(texts),
+            "missing": len(answers.missing),
+            "empty": sum(not text.strip() for text in texts),
         },
-        "unreadable": len(asked) - len(said) - len(missing),
-        "metrics": benchmark.score([(q, answers.get(q.qid)) for q in asked]),
-        "chance": benchmark.chance(asked),
+        "unreadable": len(asked) - len(texts) - len(answers.missing),
+        "metrics": plugin.score([(q, answers.by_qid.get(q.qid)) for q in asked]),
+        "chance": plugin.chance(asked),
     }
-    if benchmark.needs_judge:
-        result["judge"] = judge_ledger.summary(predictions, benchmark.judge_cases(asked), gold, answers)
+    if plugin.needs_judge:
+        cases = plugin.judge_cases(asked)
+        result["judge"] = judge_ledger.summary(predictions, cases, questions, answers.by_qid)
+
     write_text(predictions.with_name(METRICS), json.dumps(result, indent=1))
-    write_text(predictions.with_name(SAMPLES), "".join(_sample(benchmark, q, answers.get(q.qid)) for q in asked))
+    lines = [_sample_line(plugin, question, answers.by_qid.get(question.qid)) for question in asked]
+    write_text(predictions.with_name(SAMPLES), "".join(lines))
     return result
 
 
-def _sample(benchmark: Task, question: Question, answer: Prediction | None) -> str:
-    """One line to read: what was asked about what, what is right, what was said."""
-    sample: dict[str, object] = {
+def _sample_line(task: Task, question: Question, answer: Prediction | None) -> str:
+    """One question and its answer, for people to read."""
+    sample: dict[str, Any] = {
         "qid": question.qid,
         "video": question.video,
         "group": question.group,
-        "prompt": benchmark.prompt(question),
+        "prompt": task.prompt(question),
         "answers": question.answers,
         "said": None if answer is None else answer.text,
     }
@@ -74,52 +87,54 @@ def _sample(benchmark: Task, question: Question, answer: Prediction | None) -> s
 
 
 def read_answers(
-    predictions: Path, gold: Sequence[Question], asked: Sequence[Question], allow_missing: bool = False
-) -> tuple[dict[str, Prediction], list[str]]:
-    """The answers of a file by question, with a judge's verdicts, and which of those asked have none.
-
-    Raises UserError as `score`.
-    """
-    records = read_predictions(predictions, {q.qid for q in gold})
+    predictions: Path, questions: Sequence[Question], asked: Sequence[Question], allow_missing: bool = False
+) -> Answers:
+    """Read the answers of a file to the questions of a split, of which some are asked. Raises UserError as `score`."""
+    records = run_folder.read_predictions(predictions, {q.qid for q in questions})
     missing = [q.qid for q in asked if q.qid not in records]
     if missing and not allow_missing:
         raise UserError(
             f"{predictions}: {len(missing)} of {len(asked)} questions have no answer, as '{missing[0]}'; "
             "`pave eval` into the same folder goes on, --allow-missing counts them as wrong"
         )
+
     answers = {qid: Prediction(qid, record["text"]) for qid, record in records.items() if "text" in record}
-    return judge_ledger.attach_verdicts(predictions, gold, answers), missing
+    return Answers(judge_ledger.attach_verdicts(predictions, questions, answers), missing)
 
 
-def _asked_how(manifest: Path) -> dict[str, Any]:
-    """What the results say of how the questions were asked; nothing is known of answers from elsewhere."""
-    written = read_json(manifest, EXPECTED) if manifest.is_file() else {}
-    sides = written.get("sides", {})
-    return {"prompts": written.get("prompts"), "probes": {name: side["probe"] for name, side in sides.items()}}
+def _describe_prompts(manifest_file: Path) -> dict[str, Any]:
+    """Say how the questions were asked, as far as a manifest tells; predictions from elsewhere have none."""
+    manifest = read_json(manifest_file, EXPECTED) if manifest_file.is_file() else {}
+    perturbations = {name: side["probe"] for name, side in manifest.get("sides", {}).items()}
+    return {"prompts": manifest.get("prompts"), "probes": perturbations}
 
 
 def limit_questions(questions: Sequence[Question], limit: int | None) -> Sequence[Question]:
-    """The questions to be asked. Raises UserError for a limit below one."""
+    """Take the first `limit` questions, or all. Raises UserError for a limit below one."""
     if limit is not None and limit < 1:
         raise UserError(f"--limit {limit}: expected one question at least")
     return questions[:limit]
 
 
 def prompts_hash(task: Task, questions: Sequence[Question]) -> str:
-    """Which words a model is given, in 16 digits: a hash of every prompt with its history."""
-    said = [[q.qid, task.prompt(q), q.history] for q in questions]
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
+    """Hash all prompts and their histories to 16 digits."""
+    prompts = [[q.qid, task.prompt(q), q.history] for q in questions]
+    return hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:16]
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """Metrics as lines of name and value; below them what they are of, and how they were asked where it was unusual."""
+    """Metrics as lines of name and value; then coverage, perturbations and the judge."""
     lines = [f"{name:<20}{value:>10.4g}" for name, value in result["metrics"].items()]
+
     coverage = result["coverage"]
-    counts = [f"{count} {what}" for what in ("empty", "missing") if (count := coverage[what])]
-    counts += [f"{result['unreadable']} unreadable"] if result["unreadable"] else []
-    lines.append(", ".join([f"coverage: {coverage['answered']} of {coverage['asked']} questions answered", *counts]))
+    counts = {"empty": coverage["empty"], "missing": coverage["missing"], "unreadable": result["unreadable"]}
+    parts = [f"coverage: {coverage['answered']} of {coverage['asked']} questions answered"]
+    parts += [f"{count} {name}" for name, count in counts.items() if count]
+    lines.append(", ".join(parts))
     if coverage["asked"] < coverage["questions"]:
         lines.append(f"ONLY THE FIRST {coverage['asked']} of {coverage['questions']} questions (--limit)")
-    lines += [f"side-channel {name}: {probe}" for name, probe in result["probes"].items() if probe]
-    lines += judge_ledger.summary_lines(result["judge"]) if "judge" in result else []
+
+    lines += [f"side-channel {name}: {perturbation}" for name, perturbation in result["probes"].items() if perturbation]
+    if "judge" in result:
+        lines += judge_ledger.summary_lines(result["judge"])
     return "\n".join(lines)

@@ -1,66 +1,103 @@
-"""Reading annotation files: what is wrong is named, what is unusable is counted, nothing is left out in silence."""
+"""Read annotation files strictly: an error names the first unusable record and counts the others."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from pave.types import NotThere, Question, UserError
+from pave.types import MissingAnnotations, Question, UserError
 from pave.utils import placeholders
-from pave.utils.registry import nearest
+from pave.utils.json_files import read_json_value
 
 T = TypeVar("T")
+Record = object
+"""One JSON value of an annotation file, of which nothing is known yet."""
+EXPECTED = "this task's annotations; download it again"
+TYPE_NAMES = {
+    type(None): "nothing",
+    str: "a text",
+    int: "a number",
+    float: "a number",
+    list: "a list",
+    dict: "an object",
+    bool: "true or false",
+}
 
 
-def annotation(task: str, split: str, files: Mapping[str, str], root: Path) -> Path:
-    """Where a split's annotations are. Raises UserError with the nearest name if there is no such split."""
-    if split not in files:
-        raise UserError(f"{task} has no split '{split}'; {nearest(split, files)}")
-    return root / files[split]
+def as_list(data: Record) -> list[Record]:
+    """Records of a file that is one list. Raises ValueError."""
+    if not isinstance(data, list):
+        raise ValueError(f"found {TYPE_NAMES[type(data)]}, expected a list")
+    return data
 
 
-def records(file: Path, unpack: Callable[[Any], Sequence[Any]], make: Callable[[Any], Iterable[T]]) -> list[T]:
-    """What `make` makes of every record that `unpack` finds in a JSON file; both raise ValueError for what is wrong.
+def read_questions(
+    file: Path,
+    parse_record: Callable[[Record], Iterable[Question]],
+    list_records: Callable[[Record], Sequence[Record]] = as_list,
+) -> list[Question]:
+    """Read the questions of an annotation file and make their ids unique; errors as of `read_records`."""
+    return unique_ids(read_records(file, parse_record, list_records))
+
+
+def read_records(
+    file: Path,
+    parse_record: Callable[[Record], Iterable[T]],
+    list_records: Callable[[Record], Sequence[Record]] = as_list,
+) -> list[T]:
+    """Parse every record that `list_records` finds in a JSON file; both functions raise ValueError for wrong data.
 
     Raises UserError for a missing file, one that is not such JSON, or unusable records: the first by number, and how
     many there are.
     """
-    if not file.is_file() and not (file.suffix == ".parquet" and file.with_suffix(".json").is_file()):
-        raise NotThere(f"{file}: no such annotation file; download it there (the task's header names the files)")
+    if not annotations_exist(file):
+        raise MissingAnnotations(
+            f"{file}: no such annotation file; download it there (the task's header names the files)"
+        )
+    content = read_file(file)
     try:
-        given = unpack(parse(file))
-    except UserError:
-        raise
+        records = list_records(content)
     except ValueError as error:
         raise UserError(f"{file}: not this task's annotations ({error}); download it again") from error
-    found: list[T] = []
-    bad: list[str] = []
-    for number, record in enumerate(given, start=1):
+
+    parsed: list[T] = []
+    problems: list[str] = []
+    for number, record in enumerate(records, start=1):
         try:
-            found += make(record)
+            parsed += parse_record(record)
         except ValueError as error:
-            bad.append(f"record {number} {error}")
-    if bad:
-        raise UserError(f"{file}: {bad[0]} ({len(bad)} of {len(given)} records are unusable); correct the file")
-    return found
+            problems.append(f"record {number} {error}")
+    if problems:
+        count = f"{len(problems)} of {len(records)} records are unusable"
+        raise UserError(f"{file}: {problems[0]} ({count}); correct the file")
+    return parsed
 
 
-def parse(file: Path) -> Any:
-    """What a JSON file holds; of a .jsonl file its lines, of a .parquet file its rows, or the .json file beside it.
+def annotations_exist(file: Path) -> bool:
+    """Whether an annotation file is there, as downloaded or converted from parquet."""
+    return file.is_file() or (file.suffix == ".parquet" and file.with_suffix(".json").is_file())
 
-    Raises ValueError for broken JSON, UserError where nothing can read parquet.
+
+def read_file(file: Path) -> Record:
+    """Content of a JSON file; of a .jsonl file its lines, of a .parquet file its rows, or the .json file beside it.
+
+    Raises UserError for broken JSON, or where nothing can read parquet.
     """
     if file.suffix == ".jsonl":
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        try:
+            return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except ValueError as error:
+            raise UserError(f"{file}: not valid JSON ({error}); expected {EXPECTED}") from error
     if file.suffix != ".parquet":
-        return json.loads(file.read_text(encoding="utf-8"))
+        return read_json_value(file, EXPECTED)
+
     converted = file.with_suffix(".json")
     if converted.is_file():
-        return json.loads(converted.read_text(encoding="utf-8"))
+        return read_json_value(converted, EXPECTED)
     try:
         import pyarrow.parquet
     except ImportError as error:
@@ -71,73 +108,64 @@ def parse(file: Path) -> Any:
     return pyarrow.parquet.read_table(file).to_pylist()
 
 
-def rows(data: Any) -> list[Any]:
-    """For `records`: the file is one list."""
-    if not isinstance(data, list):
-        raise ValueError(f"found {_kind(data)}, expected a list")
-    return data
+def has_field(record: Record, name: str) -> bool:
+    """Whether a record is an object with this member."""
+    return isinstance(record, dict) and name in record
 
 
-def field(record: Any, name: str, kind: type[T]) -> T:
-    """A member of a JSON object, of the kind it must have. Raises ValueError."""
+def field(record: Record, name: str, kind: type[T]) -> T:
+    """Member of a JSON object, of the type it must have. Raises ValueError."""
     if not isinstance(record, dict) or name not in record:
         raise ValueError(f"lacks '{name}'")
-    if not isinstance(record[name], kind):
-        raise ValueError(f"has {_kind(record[name])} as '{name}', expected {_kind(kind())}")
-    return record[name]
+    value = record[name]
+    if not isinstance(value, kind):
+        raise ValueError(f"has {TYPE_NAMES[type(value)]} as '{name}', expected {TYPE_NAMES[kind]}")
+    return value
 
 
-def ident(record: Any, name: str) -> str:
-    """A member that is an id, which some files hold as a number. Raises ValueError."""
+def id_field(record: Record, name: str) -> str:
+    """Member that is an id, which some files hold as a number. Raises ValueError."""
     if isinstance(record, dict) and isinstance(record.get(name), int):
         return str(record[name])
     return field(record, name, str)
 
 
-def texts(record: Any, name: str) -> tuple[str, ...]:
-    """A member that is a list of one or more texts. Raises ValueError."""
-    found = field(record, name, list)
-    if not found or not all(isinstance(text, str) for text in found):
-        raise ValueError(f"has {found!r:.60} as '{name}', expected texts")
-    return tuple(found)
+def texts_field(record: Record, name: str) -> tuple[str, ...]:
+    """Member that is a list of one or more texts. Raises ValueError."""
+    texts = field(record, name, list)
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"has {texts!r:.60} as '{name}', expected texts")
+    return tuple(texts)
 
 
-def turns(record: Any) -> list[tuple[str, str]]:
-    """(question, answer) of a training record of the LLaVA family, without its video's tag. Raises ValueError."""
-    found = field(record, "conversations", list)
-    speakers = [field(turn, "from", str) for turn in found]
-    if not found or speakers != ["human", "gpt"] * (len(found) // 2):
+def conversation(record: Record) -> list[tuple[str, str]]:
+    """(question, answer) turns of a training record of the LLaVA family, without its video's tag. Raises ValueError."""
+    turns = field(record, "conversations", list)
+    speakers = [field(turn, "from", str) for turn in turns]
+    if not turns or speakers != ["human", "gpt"] * (len(turns) // 2):
         raise ValueError(f"has turns of {speakers}, expected human and gpt in turn")
-    said = [field(turn, "value", str) for turn in found]
-    said = placeholders.bare(said, said[0])
-    return list(zip(said[::2], said[1::2]))
+
+    texts = [field(turn, "value", str) for turn in turns]
+    texts = placeholders.remove_tag(texts, texts[0])
+    return list(zip(texts[::2], texts[1::2]))
 
 
-def prepared(place: Callable[[str], str], record: Any) -> list[Question]:
-    """The question of a record that `pave prepare` or the release made; `place` says where the video is."""
-    *history, (question, answer) = turns(record)
-    video = place(field(record, "video", str))
-    return [Question(ident(record, "id"), video, question, (answer,), history=tuple(history))]
+def prepared_question(video_path: Callable[[str], str], record: Record) -> list[Question]:
+    """Question of a training record that `pave prepare` or the official code made.
+
+    `video_path` makes the path below root of the record's name of the video.
+    """
+    *history, (question, answer) = conversation(record)
+    video = video_path(field(record, "video", str))
+    return [Question(id_field(record, "id"), video, question, (answer,), history=tuple(history))]
 
 
-def numbered(found: Sequence[Question]) -> list[Question]:
-    """Unique ids: data sets repeat some with other content; the second `7` becomes `7#2`, in the order of the file."""
-    seen: Counter[str] = Counter()
+def unique_ids(questions: Sequence[Question]) -> list[Question]:
+    """Make ids unique: data sets repeat some with other content; the second `7` of a file becomes `7#2`."""
+    counts: Counter[str] = Counter()
     unique = []
-    for question in found:
-        seen[question.qid] += 1
-        count = seen[question.qid]
+    for question in questions:
+        counts[question.qid] += 1
+        count = counts[question.qid]
         unique.append(question if count == 1 else replace(question, qid=f"{question.qid}#{count}"))
     return unique
-
-
-def _kind(value: Any) -> str:
-    names = {
-        str: "a text",
-        int: "a number",
-        float: "a number",
-        list: "a list",
-        dict: "an object",
-        bool: "true or false",
-    }
-    return "nothing" if value is None else names[type(value)]

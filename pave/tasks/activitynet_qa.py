@@ -10,34 +10,36 @@ splits all_train and all_val. One made-up record of each file:
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from pave.tasks import _annotations, _open_qa
-from pave.tasks._open_qa import about as about
-from pave.tasks._open_qa import cases as cases
-from pave.tasks._open_qa import chance as chance
-from pave.tasks._open_qa import prompt as prompt
-from pave.tasks._open_qa import score as score
-from pave.tasks._open_qa import target as target
+from pave.tasks import base
+from pave.tasks._annotations import Record, field
+from pave.tasks._video_qa_files import read_two_files, video_finder
 from pave.types import Question
 
-FILES = {split: f"{split}_q.json" for split in ("train", "val", "test")}
-SPLITS = tuple(FILES)
-EXPECTED = {"train": 32000, "val": 18000, "test": 8000}
-"""Questions of the published files."""
 TYPES = ("motion", "spatial", "temporal", "yes/no", "color", "object", "location", "number", "other")
 """The authors' types of questions, 0 to 8."""
 
 
-def load(split: str, root: Path) -> list[Question]:
-    """All questions of a split; the group is the authors' type. Raises UserError."""
-    file = _annotations.annotation("activitynet_qa", split, FILES, root)
-    where = _open_qa.place(root, f"all_{split}", ".mp4")
-    return _open_qa.paired(file, root / f"{split}_a.json", lambda name: where(f"v_{name.removeprefix('v_')}"), _type)
+class Task(base.OpenEndedTask):
+    """ActivityNet-QA."""
+
+    splits = ("train", "val", "test")
+    expected_counts = {"train": 32000, "val": 18000, "test": 8000}
+
+    def load(self, split: str, root: Path) -> list[Question]:
+        """Questions of a split; the group is the authors' type. Raises UserError."""
+        self.check_split(split)
+        video_path = video_finder(root, f"all_{split}", ".mp4")
+        return read_two_files(
+            root / f"{split}_q.json",
+            root / f"{split}_a.json",
+            lambda name: video_path(f"v_{name.removeprefix('v_')}"),
+            _type_name,
+        )
 
 
-def _type(raw: Any) -> str:
-    number = _annotations.field(raw, "type", int)
+def _type_name(record: Record) -> str:
+    number = field(record, "type", int)
     if number not in range(len(TYPES)):
         raise ValueError(f"has the type {number}, expected 0 to {len(TYPES) - 1}")
     return TYPES[number]

@@ -20,141 +20,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from pave.tasks import _annotations, _official_files
+from pave.tasks import base
+from pave.tasks._annotations import Record, field, prepared_question, read_questions, texts_field
+from pave.tasks._official_files import prepare_splits, write_json, write_training_records
 from pave.tasks.metrics import captions
-from pave.tasks.metrics.exact_match import counts
-from pave.types import Prediction, Question
+from pave.tasks.metrics.aggregate import count_answers
+from pave.types import Question
 
-FILES = {
-    "train": "avsd_train.json",
-    "test": "mock_test_set4DSTC10-AVSD_from_DSTC7_singref.json",
-    "test_multiref": "mock_test_set4DSTC10-AVSD_from_DSTC7_multiref.json",
-    "train_prepared": "avsd_train_instruct.json",
-}
-SPLITS = tuple(FILES)
-EXPECTED = {"test": 1710, "test_multiref": 1710}
-"""Dialogs of the published files; how many conversations 7,659 dialogs make for training depends on their lengths."""
-CHUNK = 5
+ROUNDS_PER_CONVERSATION = 5
 """Rounds of a dialog that are learnt as one conversation."""
-HIDDEN = "__UNDISCLOSED__"
-"""In the place of the answer, in files for a blind test."""
-
-
-def load(split: str, root: Path) -> list[Question]:
-    """The dialogs of a split, cut into conversations of five rounds for training. Raises UserError."""
-    file = _annotations.annotation("avsd", split, FILES, root)
-    if split == "train_prepared":
-        return _annotations.numbered(
-            _annotations.records(file, _annotations.rows, partial(_annotations.prepared, "Charades_v1_480/{}".format))
-        )
-    unpack, make = (_by_video, _conversations) if split == "train" else (_dialogs, _last_round)
-    return _annotations.numbered(_annotations.records(file, unpack, make))
-
-
-def _by_video(data: Any) -> list[tuple[str, Any]]:
-    if not isinstance(data, dict):
-        raise ValueError("expected an object of dialogs by video")
-    return list(data.items())
-
-
-def _dialogs(data: Any) -> list[Any]:
-    return _annotations.field(data, "dialogs", list)
-
-
-def _conversations(record: tuple[str, Any]) -> Iterable[Question]:
-    video, dialog = record
-    rounds = [_round(raw) for raw in _annotations.field(dialog, "data", list)]
-    # Quirk: rounds beyond the last whole five are not learnt, and no conversation knows those before it.
-    for chunk in range(len(rounds) // CHUNK):
-        *history, (question, answer) = rounds[chunk * CHUNK : (chunk + 1) * CHUNK]
-        yield Question(f"{video}_{chunk}", f"Charades_v1_480/{video}.mp4", question, (answer,), history=tuple(history))
-
-
-def _last_round(record: Any) -> Iterable[Question]:
-    video = _annotations.field(record, "image_id", str)
-    rounds = _annotations.field(record, "dialog", list)
-    if not rounds:
-        raise ValueError("has an empty dialog")
-    last = rounds[-1]
-    many = isinstance(last, dict) and isinstance(last.get("answer"), list)
-    answers = _annotations.texts(last, "answer") if many else (_annotations.field(last, "answer", str),)
-    if HIDDEN in answers:
-        raise ValueError(f"has the answer {HIDDEN}: this is a file without answers")
-    history = tuple(_round(raw) for raw in rounds[:-1])
-    video_file = f"Charades_vu17_test_480/{video}.mp4"
-    yield Question(video, video_file, _annotations.field(last, "question", str), answers, history=history)
-
-
-def _round(raw: Any) -> tuple[str, str]:
-    return _annotations.field(raw, "question", str), _annotations.field(raw, "answer", str)
-
-
-def prompt(question: Question) -> str:
-    """The last question as it stands; the rounds before it are turns of the conversation."""
-    return question.text
-
-
-def target(question: Question) -> str:
-    """The last answer; the answers of earlier rounds are learnt as well, as turns."""
-    return question.answers[0]
-
-
-def score(pairs: Iterable[tuple[Question, Prediction | None]]) -> dict[str, float]:
-    """Caption metrics as fractions (papers print 100 times them); no answer is an empty caption.
-
-    Against several references, without the stop words of the challenge's tool.
-    """
-    pairs = list(pairs)
-    said = [None if p is None else p.text for _, p in pairs]
-    many = any(len(q.answers) > 1 for q, _ in pairs)
-    keep = _without_stops if many else str
-    cut = [(tuple(map(keep, q.answers)), None if text is None else keep(text)) for (q, _), text in zip(pairs, said)]
-    return {**captions.score(cut), **counts(said)}
-
-
-def each(pairs: Sequence[tuple[Question, Prediction | None]]) -> dict[str, float]:
-    """The part of `score` of which each question has its own share: none of a caption metric."""
-    return counts([None if p is None else p.text for _, p in pairs])
-
-
-def _without_stops(text: str) -> str:
-    """The list of DSTC10 has two words, the comma and the full stop, taken out where they stand alone."""
-    return " ".join(word for word in text.split() if word not in (",", "."))
-
-
-def chance(questions: Sequence[Question]) -> dict[str, float]:
-    """There is no such thing for free text."""
-    return {}
-
-
-def about(split: str) -> dict[str, str]:
-    """What the numbers of a split are: rules, prompt, references."""
-    many = split == "test_multiref"
-    return {
-        "rule": "captions by pycocoevalcap's rules" + (", without the stop words of DSTC10" if many else ""),
-        "prompt": "the dialog with the true answers so far, then the last question alone",
-        "references": "six an answer, as the challenges score" if many else "one an answer, as the release scores",
-    }
-
-
-def prepare(raw: Path, out: Path) -> list[str]:
-    """Training records, and the last answers in the form of COCO captions, as the release scores them."""
-
-    def train() -> list[str]:
-        records = _official_files.instruct(load("train", raw), prompt, lambda video: video.name)
-        return [_official_files.write(out / FILES["train_prepared"], records)]
-
-    def test() -> list[str]:
-        file = out / "avsd_test_coco.json"
-        gold = coco(load("test", raw), {"info": {}, "licenses": [], "type": "captions"})
-        return [_official_files.write(file, gold, len(gold["annotations"]))]
-
-    return _official_files.every(raw, FILES, {"train": train, "test": test})
-
-
-PICTURE = {
+HIDDEN_ANSWER = "__UNDISCLOSED__"
+"""In place of the answer, in files for a blind test."""
+COCO_IMAGE = {
     "license": 3,
     "url": "http://farm9.staticflickr.com/8186/8119368305_4e622c8349_z.jpg",
     "file_name": "COCO_val2014_000000391895.jpg",
@@ -162,12 +40,126 @@ PICTURE = {
     "date_captured": "2013-11-14 11:18:45",
     "height": 360,
 }
-"""The release gives every video this picture of COCO, which nothing looks at."""
+"""The official code gives every video this image of COCO, which nothing looks at."""
 
 
-def coco(questions: Sequence[Question], sample: Mapping[str, Any]) -> dict[str, Any]:
-    """Gold answers as an annotation file of COCO captions, with the heads of `sample`, another such file."""
-    names = [Path(q.video).stem for q in questions]
-    answers = [{"image_id": n, "id": i, "caption": q.answers[0]} for i, (n, q) in enumerate(zip(names, questions))]
+class Task(base.Task):
+    """AVSD. For training, 7,659 dialogs make a number of conversations that depends on their lengths."""
+
+    files = {
+        "train": "avsd_train.json",
+        "test": "mock_test_set4DSTC10-AVSD_from_DSTC7_singref.json",
+        "test_multiref": "mock_test_set4DSTC10-AVSD_from_DSTC7_multiref.json",
+        "train_prepared": "avsd_train_instruct.json",
+    }
+    splits = tuple(files)
+    expected_counts = {"test": 1710, "test_multiref": 1710}
+    prepares = True
+
+    def load(self, split: str, root: Path) -> list[Question]:
+        """The dialogs of a split, cut into conversations of five rounds for training. Raises UserError."""
+        file = self.annotation_file(split, root)
+        if split == "train_prepared":
+            return read_questions(file, partial(prepared_question, "Charades_v1_480/{}".format))
+        if split == "train":
+            return read_questions(file, _parse_conversations, _list_videos)
+        return read_questions(file, _parse_last_round, _list_dialogs)
+
+    def score(self, pairs: Iterable[base.Pair]) -> base.Scores:
+        """Caption metrics as fractions (papers print 100 times them); no answer is an empty caption.
+
+        Against several references, without the stop words of the challenge's tool.
+        """
+        pairs = list(pairs)
+        several = any(len(question.answers) > 1 for question, _ in pairs)
+        clean = _remove_stop_words if several else str
+        items = [
+            (tuple(map(clean, question.answers)), None if prediction is None else clean(prediction.text))
+            for question, prediction in pairs
+        ]
+        return {**captions.score(items), **self.score_each(pairs)}
+
+    def score_each(self, pairs: Iterable[base.Pair]) -> base.Scores:
+        """Only counts: no caption metric is a mean over questions."""
+        return count_answers(base.columns(pairs).texts)
+
+    def describe(self, split: str) -> dict[str, str]:
+        """Metrics, prompt and references in words."""
+        several = split == "test_multiref"
+        return {
+            "rule": "captions by pycocoevalcap's rules" + (", without the stop words of DSTC10" if several else ""),
+            "prompt": "the dialog with the true answers so far, then the last question alone",
+            "references": "six an answer, as the challenges score"
+            if several
+            else "one an answer, as officially scored",
+        }
+
+    def prepare(self, raw: Path, out: Path) -> list[str]:
+        """Write training records, and the last answers in the form of COCO captions, as the official code scores."""
+
+        def prepare_test() -> list[str]:
+            questions = self.load("test", raw)
+            file = out / "avsd_test_coco.json"
+            return [
+                write_json(file, to_coco(questions, {"info": {}, "licenses": [], "type": "captions"}), len(questions))
+            ]
+
+        train = partial(write_training_records, self, "train", raw, out, lambda video: video.name)
+        return prepare_splits(raw, self.files, {"train": train, "test": prepare_test})
+
+
+def to_coco(questions: Sequence[Question], sample: Mapping[str, object]) -> dict[str, object]:
+    """References as an annotation file of COCO captions, with the heads of `sample`, another such file."""
+    names = [Path(question.video).stem for question in questions]
+    annotations = [
+        {"image_id": name, "id": i, "caption": question.answers[0]}
+        for i, (name, question) in enumerate(zip(names, questions))
+    ]
     heads = {key: sample[key] for key in ("info", "licenses", "type")}
-    return heads | {"annotations": answers, "images": [PICTURE | {"id": name} for name in names]}
+    return {**heads, "annotations": annotations, "images": [{**COCO_IMAGE, "id": name} for name in names]}
+
+
+def _list_videos(data: Record) -> list[Record]:
+    if not isinstance(data, dict):
+        raise ValueError("expected an object of dialogs by video")
+    return [{"video": video, "dialog": dialog} for video, dialog in data.items()]
+
+
+def _list_dialogs(data: Record) -> list[Record]:
+    return field(data, "dialogs", list)
+
+
+def _parse_conversations(record: Record) -> Iterable[Question]:
+    video = field(record, "video", str)
+    rounds = [_parse_round(turn) for turn in field(field(record, "dialog", object), "data", list)]
+    # Quirk: rounds beyond the last whole five are not learnt, and no conversation knows those before it.
+    for i in range(len(rounds) // ROUNDS_PER_CONVERSATION):
+        start = i * ROUNDS_PER_CONVERSATION
+        *history, (question, answer) = rounds[start : start + ROUNDS_PER_CONVERSATION]
+        yield Question(f"{video}_{i}", f"Charades_v1_480/{video}.mp4", question, (answer,), history=tuple(history))
+
+
+def _parse_last_round(record: Record) -> Iterable[Question]:
+    video = field(record, "image_id", str)
+    rounds = field(record, "dialog", list)
+    if not rounds:
+        raise ValueError("has an empty dialog")
+
+    *earlier, last = rounds
+    several = isinstance(last, dict) and isinstance(last.get("answer"), list)
+    answers = texts_field(last, "answer") if several else (field(last, "answer", str),)
+    if HIDDEN_ANSWER in answers:
+        raise ValueError(f"has the answer {HIDDEN_ANSWER}: this is a file without answers")
+
+    history = tuple(_parse_round(turn) for turn in earlier)
+    path = f"Charades_vu17_test_480/{video}.mp4"
+    yield Question(video, path, field(last, "question", str), answers, history=history)
+
+
+def _parse_round(turn: Record) -> tuple[str, str]:
+    return field(turn, "question", str), field(turn, "answer", str)
+
+
+def _remove_stop_words(text: str) -> str:
+    """DSTC10's list has two stop words, the comma and the full stop, taken out where they stand alone."""
+    return " ".join(word for word in text.split() if word not in (",", "."))

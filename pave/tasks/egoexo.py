@@ -19,140 +19,129 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
+from operator import eq
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-from pave.tasks import _annotations, _official_files
-from pave.tasks.metrics.exact_match import counts, macro, share
-from pave.types import Prediction, Question
+from pave.tasks import base
+from pave.tasks._annotations import Record, field, prepared_question, read_questions
+from pave.tasks._official_files import prepare_splits, write_training_records
+from pave.tasks.metrics.aggregate import count_answers, macro_mean, mean
+from pave.types import Question
 
-WAYS = ("", "_action", "_short")
+PROMPT_VARIANTS = ("", "_action", "_short")
 FILES = {
-    f"{part}{way}": f"annotations/proficiency_demonstrator_{part}.json" for way in WAYS for part in ("train", "val")
+    f"{part}{variant}": f"annotations/proficiency_demonstrator_{part}.json"
+    for variant in PROMPT_VARIANTS
+    for part in ("train", "val")
 }
-FILES["train_prepared"] = "egoexo_train_instruct.json"
-SPLITS = tuple(FILES)
-EXPECTED: dict[str, int] = {}
-"""The numbers of takes differ between releases of the annotations."""
 LEVELS = ("Novice", "Early Expert", "Intermediate Expert", "Late Expert")
-HEAD = "In this video, a human is performing an activity"
-TASK = (
+PROMPT_HEAD = "In this video, a human is performing an activity"
+PROMPT_GOAL = (
     ". Your goal is to evaluate the human's skill level based on their technique, consistency, and overall execution "
     "of the activity. You will classify the performance into one of the following levels: "
 )
-LONG = (
+LEVEL_DEFINITIONS = (
     "1. Novice: Beginner-level performance with noticeable gaps in basic skills, understanding, or execution. "
     "2. Early Expert: Competent performance showing solid foundational skills, but with room for refinement. "
     "3. Intermediate Expert: Advanced performance demonstrating strong technical abilities and strategic "
     "understanding, but not yet at mastery. "
     "4. Late Expert: Near-masterful or masterful performance, showcasing exceptional skill, precision, and expertise."
 )
-SHORT = "1. Novice 2. Early Expert. 3. Intermediate Expert 4. Late Expert."
+LEVEL_NAMES = "1. Novice 2. Early Expert. 3. Intermediate Expert 4. Late Expert."
 # Quirk: the example is one of the levels, which weak models then choose.
-EXAMPLE = " Example Output: Early Expert"
+PROMPT_EXAMPLE = " Example Output: Early Expert"
 
 
-def load(split: str, root: Path) -> list[Question]:
-    """All takes of a split; the group is the scenario. Raises UserError."""
-    file = _annotations.annotation("egoexo", split, FILES, root)
-    if split == "train_prepared":
-        return _annotations.numbered(_annotations.records(file, _annotations.rows, _prepared))
-    return _annotations.numbered(_annotations.records(file, _takes, partial(_question, split.partition("_")[2])))
+class Task(base.Task):
+    """Ego-Exo4D. No counts are expected: the numbers of takes differ between versions of the annotations."""
+
+    files = FILES | {"train_prepared": "egoexo_train_instruct.json"}
+    splits = tuple(files)
+    prepares = True
+
+    def load(self, split: str, root: Path) -> list[Question]:
+        """Takes of a split; the group is the scenario. Raises UserError."""
+        file = self.annotation_file(split, root)
+        if split == "train_prepared":
+            return read_questions(file, _parse_prepared)
+        return read_questions(file, partial(_parse_take, split.partition("_")[2]), _list_takes)
+
+    def score(self, pairs: Iterable[base.Pair]) -> base.Scores:
+        """Accuracy over all takes and by scenario as published, and `strict`, by the only level named.
+
+        By level too, with their mean; `Novice as Late Expert` counts the novices called so, `unparsed` the answers that
+        name no level or several.
+        """
+        texts, references, scenarios = base.columns(pairs)
+        # Quirk: right is what has the level anywhere in it, so an answer that lists all four is always right.
+        contains = [text is not None and level in text for text, level in zip(texts, references)]
+        named = [named_level(text or "") for text in texts]
+        strict = list(map(eq, named, references))
+
+        by_level = mean("strict", strict, references)
+        confusions = Counter(zip(references, named))
+        return {
+            **mean("accuracy", contains, scenarios),
+            **by_level,
+            **mean("strict", strict, scenarios),
+            **macro_mean("strict", by_level, LEVELS),
+            **count_answers(texts, named),
+            **{f"{a} as {b}": confusions[a, b] for a in LEVELS for b in LEVELS if confusions[a, b]},
+        }
+
+    def chance(self, questions: Sequence[Question]) -> base.Scores:
+        """Always the most frequent level: the levels are not equally likely."""
+        levels = Counter(question.answers[0] for question in questions)
+        highest = max(levels.values(), default=0) / max(len(questions), 1)
+        return {"accuracy": highest, "strict": highest}
+
+    def describe(self, split: str) -> dict[str, str]:
+        """Metrics, prompt and references in words."""
+        variants = {"action": "names scenario and task", "short": "lists the levels without definitions"}
+        return {
+            "accuracy": "the level stands anywhere in the answer, as the official code scores",
+            "strict": "the right level is the only one named",
+            "prompt": variants.get(split.partition("_")[2], "the official one, with definitions of the levels"),
+            "references": "one level; val is the test; chance is the most frequent level",
+        }
+
+    def prepare(self, raw: Path, out: Path) -> list[str]:
+        """Write training records, with the published prompt."""
+        return prepare_splits(raw, self.files, {"train": partial(write_training_records, self, "train", raw, out, str)})
 
 
-def _takes(data: Any) -> list[Any]:
-    return _annotations.field(data, "annotations", list)
+def named_level(text: str) -> str:
+    """The only level that a text names, in capitals or not, or ""."""
+    levels = [level for level in LEVELS if level.lower() in text.lower()]
+    return levels[0] if len(levels) == 1 else ""
 
 
-def _question(way: str, raw: Any) -> Iterable[Question]:
-    level = _annotations.field(raw, "proficiency_score", str)
+def _list_takes(data: Record) -> list[Record]:
+    return field(data, "annotations", list)
+
+
+def _parse_take(variant: str, record: Record) -> Iterable[Question]:
+    level = field(record, "proficiency_score", str)
     if level not in LEVELS:
         raise ValueError(f"has the level '{level}', expected one of {', '.join(LEVELS)}")
-    ego = PurePosixPath(_annotations.field(_annotations.field(raw, "video_paths", dict), "ego", str))
-    scenario = _annotations.field(raw, "scenario_name", str)
-    named = (
-        f": {scenario}, and the task name is: {_annotations.field(raw, 'task_name', str)}" if way == "action" else ""
-    )
+
+    scenario = field(record, "scenario_name", str)
+    action = ""
+    if variant == "action":
+        action = f": {scenario}, and the task name is: {field(record, 'task_name', str)}"
+    levels = LEVEL_NAMES if variant == "short" else LEVEL_DEFINITIONS
+
+    ego_video = PurePosixPath(field(field(record, "video_paths", dict), "ego", str))
     yield Question(
-        qid=_annotations.field(raw, "take_uid", str),
-        video=str(ego.parent / "downscaled/448" / ego.name),
-        text=HEAD + named + TASK + (SHORT if way == "short" else LONG) + EXAMPLE,
+        qid=field(record, "take_uid", str),
+        video=str(ego_video.parent / "downscaled/448" / ego_video.name),
+        text=PROMPT_HEAD + action + PROMPT_GOAL + levels + PROMPT_EXAMPLE,
         answers=(level,),
         group=scenario,
-        features=str(ego.parent / "downscaled/448"),
+        features=str(ego_video.parent / "downscaled/448"),
     )
 
 
-def _prepared(raw: Any) -> Iterable[Question]:
-    (question,) = _annotations.prepared(str, raw)
+def _parse_prepared(record: Record) -> Iterable[Question]:
+    (question,) = prepared_question(str, record)
     yield replace(question, features=str(PurePosixPath(question.video).parent))
-
-
-def prompt(question: Question) -> str:
-    """The published words, the same for every take unless they name its task."""
-    return question.text
-
-
-def target(question: Question) -> str:
-    """The level."""
-    return question.answers[0]
-
-
-def score(pairs: Iterable[tuple[Question, Prediction | None]]) -> dict[str, float]:
-    """Accuracy over all takes and by scenario as published, and `strict`, by the only level named.
-
-    By level too, with their mean; `Novice as Late Expert` counts the novices called so, `unparsed` the answers that
-    name no level or several. A take without a prediction is wrong, and counted as missing.
-    """
-    pairs = list(pairs)
-    said = [None if p is None else p.text for _, p in pairs]
-    gold = [q.answers[0] for q, _ in pairs]
-    scenarios = [q.group for q, _ in pairs]
-    # Quirk: right is what has the level anywhere in it, so an answer that lists all four is always right.
-    right = [text is not None and level in text for text, level in zip(said, gold)]
-    read = [named(text or "") for text in said]
-    exact = [name == level for name, level in zip(read, gold)]
-    strict = share("strict", exact, gold)
-    table = Counter(zip(gold, read))
-    return {
-        **share("accuracy", right, scenarios),
-        **strict,
-        **share("strict", exact, scenarios),
-        **macro("strict", strict, LEVELS),
-        **counts(said, read),
-        **{f"{a} as {b}": table[a, b] for a in LEVELS for b in LEVELS if table[a, b]},
-    }
-
-
-def named(text: str) -> str:
-    """The only level that a text names, capitals or not, or ""."""
-    found = [level for level in LEVELS if level.lower() in text.lower()]
-    return found[0] if len(found) == 1 else ""
-
-
-def chance(questions: Sequence[Question]) -> dict[str, float]:
-    """Always the most frequent level: the levels are not equally likely."""
-    levels = Counter(q.answers[0] for q in questions)
-    most = max(levels.values(), default=0) / max(len(questions), 1)
-    return {"accuracy": most, "strict": most}
-
-
-def about(split: str) -> dict[str, str]:
-    """What the numbers of a split are: rules, prompt, references."""
-    ways = {"action": "names scenario and task", "short": "lists the levels without definitions"}
-    return {
-        "accuracy": "the level stands anywhere in the answer, as the release scores",
-        "strict": "the right level is the only one named",
-        "prompt": ways.get(split.partition("_")[2], "the release's, with definitions of the levels"),
-        "references": "one level; val is the test; chance is the most frequent level",
-    }
-
-
-def prepare(raw: Path, out: Path) -> list[str]:
-    """Training records, with the published prompt."""
-
-    def train() -> list[str]:
-        records = _official_files.instruct(load("train", raw), prompt, str)
-        return [_official_files.write(out / FILES["train_prepared"], records)]
-
-    return _official_files.every(raw, FILES, {"train": train})

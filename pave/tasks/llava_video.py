@@ -11,75 +11,72 @@ activitynet/v_abc. One made-up record:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TypeVar
 
-from pave.tasks import _annotations, _official_files
-from pave.tasks._learnt import chance as chance
-from pave.tasks._learnt import prompt as prompt
-from pave.tasks._learnt import score as score
-from pave.tasks._learnt import target as target
+from pave.tasks import base
+from pave.tasks._annotations import Record, conversation, field, id_field, read_records, unique_ids
+from pave.tasks._official_files import write_json
 from pave.types import Question
 
+T = TypeVar("T")
 FOLDERS = ("1_2_m_academic", "1_2_m_youtube", "2_3_m_academic", "2_3_m_youtube")
-SPLITS = ("train",)
-EXPECTED: dict[str, int] = {}
-"""The numbers of questions differ between revisions of the data set."""
-PER_VIDEO = 2
-"""Questions of a video that the release learns: the first in the file."""
+QUESTIONS_PER_VIDEO = 2
+"""Questions of a video that the official code learns: the first in the file."""
 
 
-def load(split: str, root: Path) -> list[Question]:
-    """The first two questions of every video. Raises UserError."""
-    found: list[Question] = []
-    for folder in FOLDERS:
-        files = {"train": f"{folder}_v0_1/{folder}_oe_v0_1_qa_processed.json"}
-        file = _annotations.annotation("llava_video", split, files, root)
-        seen: Counter[str] = Counter()
-        for question in _annotations.records(file, _annotations.rows, partial(_question, f"{folder}_v0_1")):
-            seen[question.qid] += 1
-            if seen[question.qid] <= PER_VIDEO:
-                found.append(question)
-    return _annotations.numbered(found)
+class Task(base.TrainingOnlyTask):
+    """LLaVA-Video-178K. No count is expected: it differs between revisions of the data set."""
+
+    prepares = True
+
+    def load(self, split: str, root: Path) -> list[Question]:
+        """The first two questions of every video. Raises UserError."""
+        self.check_split(split)
+        selected: list[Question] = []
+        for folder in FOLDERS:
+            questions = read_records(root / f"{_file_stem(folder)}.json", partial(_parse_record, f"{folder}_v0_1"))
+            selected += _first_of_each_video(questions, lambda question: question.qid)
+        return unique_ids(selected)
+
+    def describe(self, split: str) -> dict[str, str]:
+        """Prompt and references in words."""
+        return {"prompt": "the question alone", "references": f"the first {QUESTIONS_PER_VIDEO} questions of a video"}
+
+    def prepare(self, raw: Path, out: Path) -> list[str]:
+        """Write the first two records of every video, as the official code learns them, one file for each folder."""
+        lines = []
+        for stem in map(_file_stem, FOLDERS):
+            records = read_records(raw / f"{stem}.json", lambda record: [(id_field(record, "id"), record)])
+            selected = _first_of_each_video(records, lambda pair: pair[0])
+            lines.append(write_json(out / f"{stem}_2pv.json", [record for _, record in selected]))
+        return lines
 
 
-def _question(folder: str, raw: Any) -> Iterable[Question]:
-    *history, (question, answer) = ((q.strip(), a.strip()) for q, a in _annotations.turns(raw))
-    video = _annotations.field(raw, "video", str)
+def _file_stem(folder: str) -> str:
+    return f"{folder}_v0_1/{folder}_oe_v0_1_qa_processed"
+
+
+def _first_of_each_video(items: Iterable[T], video_id: Callable[[T], str]) -> list[T]:
+    counts: Counter[str] = Counter()
+    selected = []
+    for item in items:
+        counts[video_id(item)] += 1
+        if counts[video_id(item)] <= QUESTIONS_PER_VIDEO:
+            selected.append(item)
+    return selected
+
+
+def _parse_record(folder: str, record: Record) -> Iterable[Question]:
+    *history, (question, answer) = [(text.strip(), reply.strip()) for text, reply in conversation(record)]
+    video = field(record, "video", str)
     yield Question(
-        qid=_annotations.ident(raw, "id"),
+        qid=id_field(record, "id"),
         video=f"{folder}/{video}",
         text=question,
         answers=(answer,),
         history=tuple(history),
         features=str(PurePosixPath(video.split("/", 1)[-1]).with_suffix("")),
     )
-
-
-def about(split: str) -> dict[str, str]:
-    """What is learnt."""
-    return {"prompt": "the question alone", "references": f"the first {PER_VIDEO} questions of a video"}
-
-
-def prepare(raw: Path, out: Path) -> list[str]:
-    """The first two records of every video, as the release learns them, one file for each folder."""
-    lines = []
-    for folder in FOLDERS:
-        name = f"{folder}_v0_1/{folder}_oe_v0_1_qa_processed"
-        file = _annotations.annotation("llava_video", "train", {"train": f"{name}.json"}, raw)
-        seen: Counter[str] = Counter()
-        lines.append(
-            _official_files.write(
-                out / f"{name}_2pv.json", _annotations.records(file, _annotations.rows, partial(_first, seen))
-            )
-        )
-    return lines
-
-
-def _first(seen: Counter[str], raw: Any) -> Iterable[Any]:
-    video = _annotations.ident(raw, "id")
-    seen[video] += 1
-    if seen[video] <= PER_VIDEO:
-        yield raw

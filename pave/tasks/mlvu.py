@@ -21,135 +21,142 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import partial
+from operator import eq
 from pathlib import Path
-from typing import Any
 
-from pave.tasks import _annotations
-from pave.tasks.metrics import multiple_choice
-from pave.tasks.metrics.exact_match import counts, macro, share
-from pave.types import Prediction, Question
+from pave.tasks import base
+from pave.tasks._annotations import (
+    Record,
+    field,
+    has_field,
+    id_field,
+    read_questions,
+    read_records,
+    texts_field,
+    unique_ids,
+)
+from pave.tasks._multiple_choice import guessing_scores
+from pave.tasks.metrics.aggregate import count_answers, macro_mean, mean
+from pave.tasks.metrics.multiple_choice import extract_mcq_answer, letter_before_bracket, stated_letter
+from pave.types import Question
 
-DEV = ("plotQA", "needle", "ego", "count", "order", "anomaly_reco", "topic_reasoning")
-FILES = {
-    "dev": "json/1_plotQA.json",
-    "test": "test-ground-truth/test_mcq_gt.json",
-    "dev_packed": "mlvu_dev.parquet",
-    "test_packed": "mlvu_test.parquet",
-}
-SPLITS = tuple(FILES)
-EXPECTED = {"dev": 2175, "dev_packed": 2175}
-"""Multiple-choice questions; 539, 355, 352, 206, 259, 200 and 264 of the tasks of dev."""
-NAMES = {"findNeedle": "needle", "needleQA": "needle"}
-"""Other names of the same task."""
+DEV_TASKS = ("plotQA", "needle", "ego", "count", "order", "anomaly_reco", "topic_reasoning")
+TASK_ALIASES = {"findNeedle": "needle", "needleQA": "needle"}
 LETTERS = "ABCDEF"
-NOBODY = "@"
-"""Stands for the right letter where the answer is not among the candidates, as in two questions of dev."""
+NO_LETTER = "@"
+"""In place of the right letter where the answer is not among the candidates, as in two questions of dev."""
 
 
-def load(split: str, root: Path) -> list[Question]:
-    """All multiple-choice questions; the group is the task. Raises UserError."""
-    file = _annotations.annotation("mlvu", split, FILES, root)
-    if split.endswith("_packed"):
-        return _annotations.numbered(_annotations.records(file, _annotations.rows, _packed))
-    if split == "test":
-        return _annotations.numbered(_annotations.records(file, _annotations.rows, partial(_question, "video")))
-    found: list[Question] = []
-    for i, name in enumerate(DEV, start=1):
-        found += _annotations.records(
-            root / f"json/{i}_{name}.json", _annotations.rows, partial(_question, f"video/{i}_{name}")
-        )
-    return _annotations.numbered(found)
+class Task(base.Task):
+    """MLVU. The tasks of dev have 539, 355, 352, 206, 259, 200 and 264 multiple-choice questions."""
+
+    files = {
+        "dev": "json/1_plotQA.json",
+        "test": "test-ground-truth/test_mcq_gt.json",
+        "dev_packed": "mlvu_dev.parquet",
+        "test_packed": "mlvu_test.parquet",
+    }
+    splits = tuple(files)
+    expected_counts = {"dev": 2175, "dev_packed": 2175}
+
+    def load(self, split: str, root: Path) -> list[Question]:
+        """Multiple-choice questions; the group is the task. Raises UserError."""
+        file = self.annotation_file(split, root)
+        if split.endswith("_packed"):
+            return read_questions(file, _parse_packed)
+        if split == "test":
+            return read_questions(file, partial(_parse_record, "video"))
+
+        questions: list[Question] = []
+        for i, name in enumerate(DEV_TASKS, start=1):
+            questions += read_records(root / f"json/{i}_{name}.json", partial(_parse_record, f"video/{i}_{name}"))
+        return unique_ids(questions)
+
+    def prompt(self, question: Question) -> str:
+        """The words of the official copy of lmms-eval, which later versions shorten by two line breaks."""
+        return f"\n{question.text}\nOnly give the best option.\n\nBest option: ("
+
+    def score(self, pairs: Iterable[base.Pair]) -> base.Scores:
+        """Accuracy over all questions as officially scored, by the newer extractor (`mcq`), and `strict`.
+
+        Each with its mean over the tasks (`macro`, the benchmark's M-Avg).
+        """
+        texts, references, tasks = base.columns(pairs)
+        stated = [stated_letter(text or "", LETTERS) for text in texts]
+        letters = {
+            "accuracy": [letter_before_bracket(text or "") for text in texts],
+            "accuracy_mcq": [extract_mcq_answer(text or "", LETTERS) for text in texts],
+            "strict": stated,
+        }
+
+        scores: base.Scores = {}
+        for name, chosen in letters.items():
+            by_task = mean(name, list(map(eq, chosen, references)), tasks)
+            scores |= by_task | macro_mean(name, by_task, sorted(set(tasks)))
+        return scores | count_answers(texts, stated)
+
+    def chance(self, questions: Sequence[Question]) -> base.Scores:
+        """Guessing one of the options in the question."""
+        counts = [max(sum(f"({letter})" in question.text for letter in LETTERS), 1) for question in questions]
+        return guessing_scores(("accuracy", "accuracy_mcq", "strict"), counts)
+
+    def describe(self, split: str) -> dict[str, str]:
+        """Metrics, prompt and references in words."""
+        return {
+            "accuracy": "what is before the first `)`, else the whole answer, is the letter (lmms-eval up to 0.7.1)",
+            "accuracy_mcq": "extract_mcq_answer of lmms-eval from 0.7.2, with A to F where that has A to D",
+            "strict": "the one letter that the answer states is right",
+            "macro": "mean over the tasks, as the benchmark and lmms-eval average; officially over all questions",
+            "prompt": "the official copy of lmms-eval",
+            "references": "as given"
+            if "packed" in split
+            else "the letter of the last candidate that equals the answer",
+        }
 
 
-def _question(folder: str, raw: Any) -> Iterable[Question]:
-    options = _options(raw)
-    answer = _annotations.field(raw, "answer", str)
+def _parse_record(folder: str, record: Record) -> Iterable[Question]:
+    options = _options(record)
+    answer = field(record, "answer", str)
     # Quirk: of equal candidates the last is right.
-    letter = next((name for name, text in zip(LETTERS[::-1], _padded(options)[::-1]) if text == answer), NOBODY)
-    video, task = _annotations.field(raw, "video", str), _annotations.field(raw, "question_type", str)
-    lines = [_annotations.field(raw, "question", str), *(f"({name}) {text}" for name, text in zip(LETTERS, options))]
-    qid = (
-        _annotations.ident(raw, "question_id")
-        if "question_id" in raw
-        else f"{NAMES.get(task, task)}/{Path(video).stem}"
-    )
-    yield Question(qid, f"{folder}/{video}", "\n".join(lines), (letter, answer), NAMES.get(task, task))
+    letter = dict(zip(options, LETTERS)).get(answer, NO_LETTER)
 
-
-def _padded(options: Sequence[str]) -> list[str | None]:
-    return [*options, *[None] * (len(LETTERS) - len(options))]
-
-
-def _packed(raw: Any) -> Iterable[Question]:
-    options, text = _options(raw), _annotations.field(raw, "question", str)
-    answer, task = _annotations.field(raw, "answer", str), _annotations.field(raw, "task_type", str)
-    if answer not in tuple(LETTERS[: len(options)]):
-        raise ValueError(f"has the answer '{answer}', expected one of {', '.join(LETTERS[: len(options)])}")
-    lost = [option for option in options if option not in text]
-    if lost:
-        raise ValueError(f"has a question without the option '{lost[0]:.40}', expected all of them in it")
-    answers = (answer, options[LETTERS.index(answer)])
+    video, task = field(record, "video", str), _task_name(record, "question_type")
+    option_lines = [f"({name}) {option}" for name, option in zip(LETTERS, options)]
     yield Question(
-        _annotations.ident(raw, "question_id"),
-        _annotations.field(raw, "video_name", str),
-        text,
-        answers,
-        NAMES.get(task, task),
+        qid=id_field(record, "question_id") if has_field(record, "question_id") else f"{task}/{Path(video).stem}",
+        video=f"{folder}/{video}",
+        text="\n".join([field(record, "question", str), *option_lines]),
+        answers=(letter, answer),
+        group=task,
     )
 
 
-def _options(raw: Any) -> tuple[str, ...]:
-    options = _annotations.texts(raw, "candidates")
+def _parse_packed(record: Record) -> Iterable[Question]:
+    options, text = _options(record), field(record, "question", str)
+    answer = field(record, "answer", str)
+    letters = LETTERS[: len(options)]
+    if answer not in tuple(letters):
+        raise ValueError(f"has the answer '{answer}', expected one of {', '.join(letters)}")
+    missing = [option for option in options if option not in text]
+    if missing:
+        raise ValueError(f"has a question without the option '{missing[0]:.40}', expected all of them in it")
+
+    yield Question(
+        qid=id_field(record, "question_id"),
+        video=field(record, "video_name", str),
+        text=text,
+        answers=(answer, options[LETTERS.index(answer)]),
+        group=_task_name(record, "task_type"),
+    )
+
+
+def _options(record: Record) -> tuple[str, ...]:
+    options = texts_field(record, "candidates")
     if len(options) > len(LETTERS):
         raise ValueError(f"has {len(options)} candidates, expected at most {len(LETTERS)}")
     return options
 
 
-def prompt(question: Question) -> str:
-    """The words of the release's copy of lmms-eval, which later versions shorten by two line breaks."""
-    return f"\n{question.text}\nOnly give the best option.\n\nBest option: ("
-
-
-def target(question: Question) -> str:
-    """The letter."""
-    return question.answers[0]
-
-
-def score(pairs: Iterable[tuple[Question, Prediction | None]]) -> dict[str, float]:
-    """Accuracy over all questions as the release scores, by the newer extractor (`mcq`), and `strict`, with their means
-    over the tasks (`macro`, the benchmark's M-Avg). A question without a prediction is wrong, and counted as missing.
-    """
-    pairs = list(pairs)
-    said = [None if p is None else p.text for _, p in pairs]
-    gold = [q.answers[0] for q, _ in pairs]
-    tasks = [q.group for q, _ in pairs]
-    names = sorted(set(tasks))
-    read = [multiple_choice.strict(text or "", LETTERS) for text in said]
-    extracted = {
-        "accuracy": [multiple_choice.mlvu(text or "") for text in said],
-        "accuracy_mcq": [multiple_choice.mcq(text or "", LETTERS) for text in said],
-        "strict": read,
-    }
-    found: dict[str, float] = {}
-    for name, letters in extracted.items():
-        shares = share(name, [a == b for a, b in zip(letters, gold)], tasks)
-        found |= shares | macro(name, shares, names)
-    return found | counts(said, read)
-
-
-def chance(questions: Sequence[Question]) -> dict[str, float]:
-    """Guessing one of the options that there are."""
-    guesses = [1 / max(sum(f"({name})" in question.text for name in LETTERS), 1) for question in questions]
-    return dict.fromkeys(("accuracy", "accuracy_mcq", "strict"), sum(guesses) / len(guesses)) if guesses else {}
-
-
-def about(split: str) -> dict[str, str]:
-    """What the numbers of a split are: rules, prompt, references."""
-    return {
-        "accuracy": "what stands before the first `)`, else the whole answer, is the letter (release, lmms-eval 0.7.1)",
-        "accuracy_mcq": "extract_mcq_answer of lmms-eval from 0.7.2, with A to F where that has A to D",
-        "strict": "the one letter that the answer states is right",
-        "macro": "mean over the tasks, as the benchmark and lmms-eval average; the release averages over questions",
-        "prompt": "the release's copy of lmms-eval",
-        "references": "as given" if "packed" in split else "the letter of the last candidate that equals the answer",
-    }
+def _task_name(record: Record, name: str) -> str:
+    task = field(record, name, str)
+    return TASK_ALIASES.get(task, task)

@@ -16,25 +16,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pave.tasks import _annotations, _open_qa
-from pave.tasks._open_qa import about as about
-from pave.tasks._open_qa import cases as cases
-from pave.tasks._open_qa import chance as chance
-from pave.tasks._open_qa import prompt as prompt
-from pave.tasks._open_qa import score as score
-from pave.tasks._open_qa import target as target
+from pave.tasks import base
+from pave.tasks._video_qa_files import read_one_file, read_two_files, video_finder
 from pave.types import Question
 
-FILES = {"test": "test_q.json", "test_qa": "test_qa.json", "val_qa": "val_qa.json", "train_qa": "train_qa.json"}
-SPLITS = tuple(FILES)
-EXPECTED = {"test": 72821, "test_qa": 72821, "val_qa": 12278, "train_qa": 158581}
-"""Questions of the published files."""
 
+class Task(base.OpenEndedTask):
+    """MSRVTT-QA."""
 
-def load(split: str, root: Path) -> list[Question]:
-    """All questions of a split; the group is the first word of a question. Raises UserError."""
-    file = _annotations.annotation("msrvtt_qa", split, FILES, root)
-    where = _open_qa.place(root, "videos/all", ".mp4")
-    if split == "test":
-        return _open_qa.paired(file, root / "test_a.json", where)
-    return _open_qa.single(file, where, "video{}".format)
+    files = {"test": "test_q.json", "test_qa": "test_qa.json", "val_qa": "val_qa.json", "train_qa": "train_qa.json"}
+    splits = tuple(files)
+    expected_counts = {"test": 72821, "test_qa": 72821, "val_qa": 12278, "train_qa": 158581}
+
+    def load(self, split: str, root: Path) -> list[Question]:
+        """Questions of a split; the group is the first word of a question. Raises UserError."""
+        file = self.annotation_file(split, root)
+        video_path = video_finder(root, "videos/all", ".mp4")
+        if split == "test":
+            return read_two_files(file, root / "test_a.json", video_path)
+        return read_one_file(file, video_path, "video{}".format)

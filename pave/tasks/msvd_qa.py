@@ -18,36 +18,36 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pave.tasks import _annotations, _open_qa
-from pave.tasks._open_qa import about as about
-from pave.tasks._open_qa import cases as cases
-from pave.tasks._open_qa import chance as chance
-from pave.tasks._open_qa import prompt as prompt
-from pave.tasks._open_qa import score as score
-from pave.tasks._open_qa import target as target
+from pave.tasks import base
+from pave.tasks._video_qa_files import read_one_file, read_two_files, video_finder
 from pave.types import Question, UserError
 
-FILES = {"test": "test_q.json", "test_qa": "test_qa.json", "val_qa": "val_qa.json", "train_qa": "train_qa.json"}
-SPLITS = tuple(FILES)
-EXPECTED = {"test": 13157, "test_qa": 13157, "val_qa": 6415, "train_qa": 30933}
-"""Questions of the published files."""
-NAMES = "youtube_mapping.txt"
+
+class Task(base.OpenEndedTask):
+    """MSVD-QA."""
+
+    files = {"test": "test_q.json", "test_qa": "test_qa.json", "val_qa": "val_qa.json", "train_qa": "train_qa.json"}
+    splits = tuple(files)
+    expected_counts = {"test": 13157, "test_qa": 13157, "val_qa": 6415, "train_qa": 30933}
+
+    def load(self, split: str, root: Path) -> list[Question]:
+        """Questions of a split; the group is the first word of a question. Raises UserError."""
+        file = self.annotation_file(split, root)
+        video_path = video_finder(root, "videos", ".avi")
+        if split == "test":
+            return read_two_files(file, root / "test_a.json", video_path)
+        names = _read_video_names(root / "youtube_mapping.txt")
+        return read_one_file(file, video_path, lambda number: names.get(f"vid{number}", f"vid{number}"))
 
 
-def load(split: str, root: Path) -> list[Question]:
-    """All questions of a split; the group is the first word of a question. Raises UserError."""
-    file = _annotations.annotation("msvd_qa", split, FILES, root)
-    where = _open_qa.place(root, "videos", ".avi")
-    if split == "test":
-        return _open_qa.paired(file, root / "test_a.json", where)
-    names = _names(root / NAMES)
-    return _open_qa.single(file, where, lambda number: names.get(f"vid{number}", f"vid{number}"))
-
-
-def _names(file: Path) -> dict[str, str]:
-    """By number, as vid1201, where the mapping is there."""
-    lines = [line.split() for line in file.read_text().splitlines() if line.strip()] if file.is_file() else []
-    broken = next((line for line in lines if len(line) != 2), None)
-    if broken:
-        raise UserError(f"{file}: found '{' '.join(broken):.60}', expected lines of a name and a number as in vid1201")
-    return {number: name for name, number in lines}
+def _read_video_names(file: Path) -> dict[str, str]:
+    """Names of videos by number, as vid1201; empty where the mapping is missing."""
+    names: dict[str, str] = {}
+    for line in file.read_text().splitlines() if file.is_file() else ():
+        words = line.split()
+        if len(words) == 2:
+            names[words[1]] = words[0]
+        elif words:
+            text = " ".join(words)
+            raise UserError(f"{file}: found '{text:.60}', expected lines of a name and a number as in vid1201")
+    return names

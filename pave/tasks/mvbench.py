@@ -10,18 +10,20 @@ folders of TASKS. One made-up record:
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from itertools import count
+from operator import eq
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-from pave.tasks import _annotations
-from pave.tasks.metrics import multiple_choice
-from pave.tasks.metrics.exact_match import counts, macro, share
-from pave.types import Prediction, Question
+from pave.tasks import base
+from pave.tasks._annotations import Record, field, read_records, texts_field
+from pave.tasks._multiple_choice import guessing_scores
+from pave.tasks.metrics.aggregate import count_answers, macro_mean, mean
+from pave.tasks.metrics.multiple_choice import is_right_for_mvbench_authors, mvbench_letter, stated_letter
+from pave.types import Question
 
-TASKS = {
+VIDEO_FOLDERS = {
     "action_sequence": "star/Charades_segment",
     "action_prediction": "star/Charades_segment",
     "action_antonym": "ssv2_video_mp4",
@@ -43,94 +45,82 @@ TASKS = {
     "episodic_reasoning": "tvqa/video_fps3_hq_segment",
     "counterfactual_inference": "clevrer/video_validation",
 }
-"""The folder of each task's videos."""
-SPLITS = ("test", *TASKS)
-EXPECTED = {"test": 200 * len(TASKS)} | dict.fromkeys(TASKS, 200)
+"""Folder of each task's videos."""
 LETTERS = "ABCDE"
 
 
-def load(split: str, root: Path) -> list[Question]:
-    """All questions, or those of one task; the group is the task. Raises UserError."""
-    files = {name: f"json/{name}.json" for name in SPLITS}
-    _annotations.annotation("mvbench", split, files, root)
-    found: list[Question] = []
-    for name in TASKS if split == "test" else [split]:
-        file = _annotations.annotation("mvbench", name, files, root)
-        found += _annotations.records(file, _annotations.rows, partial(_question, name, Counter()))
-    return found
+class Task(base.Task):
+    """MVBench."""
+
+    files = {task: f"json/{task}.json" for task in VIDEO_FOLDERS}
+    splits = ("test", *VIDEO_FOLDERS)
+    expected_counts = {"test": 200 * len(VIDEO_FOLDERS), **dict.fromkeys(VIDEO_FOLDERS, 200)}
+
+    def load(self, split: str, root: Path) -> list[Question]:
+        """Questions of all tasks, or of one; the group is the task. Raises UserError."""
+        questions: list[Question] = []
+        for task in VIDEO_FOLDERS if split == "test" else [split]:
+            questions += read_records(self.annotation_file(task, root), partial(_parse_record, task, count()))
+        return questions
+
+    def score(self, pairs: Iterable[base.Pair]) -> base.Scores:
+        """Accuracy by task and its mean over tasks as lmms-eval scores, `official` the authors' rule, `strict` ours.
+
+        `micro` is over all questions, where an empty answer is wrong.
+        """
+        texts, references, tasks = base.columns(pairs)
+        right = [text is not None and mvbench_letter(text) == letter for text, letter in zip(texts, references)]
+        authors = [
+            text is not None and is_right_for_mvbench_authors(text, letter) for text, letter in zip(texts, references)
+        ]
+        stated = [stated_letter(text or "", LETTERS) for text in texts]
+
+        # Quirk: an empty answer does not count at all.
+        counted = [(hit, task) for hit, task, text in zip(right, tasks, texts) if text != ""]
+        by_task = mean("accuracy", [hit for hit, _ in counted], [task for _, task in counted])
+        if by_task:
+            by_task["accuracy"] = macro_mean("accuracy", by_task, VIDEO_FOLDERS)["accuracy macro"]
+        return {
+            **by_task,
+            **mean("micro", right),
+            **mean("official", authors, tasks),
+            **mean("strict", list(map(eq, stated, references)), tasks),
+            **count_answers(texts, stated),
+        }
+
+    def chance(self, questions: Sequence[Question]) -> base.Scores:
+        """Guessing one of the options in the question."""
+        metrics = ("accuracy", "micro", "official", "strict")
+        return guessing_scores(metrics, [question.text.count("\n(") for question in questions])
+
+    def describe(self, split: str) -> dict[str, str]:
+        """Metrics, prompt and references in words."""
+        return {
+            "accuracy": "mcq_acc of lmms-eval: the first of a to e on its own, without empty answers; mean of tasks",
+            "official": "check_ans of the authors' notebook: first words compared, an empty answer is right",
+            "strict": "the one letter that the answer states is right",
+            "prompt": "lmms-eval",
+            "references": "the first candidate that equals the answer",
+        }
 
 
-def _question(task: str, seen: Counter[str], raw: Any) -> Iterable[Question]:
-    options = _annotations.texts(raw, "candidates")
-    answer = _annotations.field(raw, "answer", str)
+def _parse_record(task: str, numbers: Iterator[int], record: Record) -> Iterable[Question]:
+    """`numbers` count the usable records of the task, for the ids."""
+    options = texts_field(record, "candidates")
+    answer = field(record, "answer", str)
     if len(options) > len(LETTERS) or answer not in options:
         raise ValueError(f"has {len(options)} candidates, answer '{answer:.40}'; expected at most five with the answer")
-    video = _annotations.field(raw, "video", str)
+
+    video = field(record, "video", str)
+    question = field(record, "question", str)
+    option_lines = "".join(f"({letter}) {option}\n" for letter, option in zip(LETTERS, options))
     # Quirk: of equal candidates the first is right.
-    lines = [f"({name}) {text}\n" for name, text in zip(LETTERS, options)]
-    seen[task] += 1
+    letter = LETTERS[options.index(answer)]
     yield Question(
-        qid=f"{task}/{seen[task] - 1}",
-        video=f"{TASKS[task]}/{video}",
-        text=(
-            f"Question:{_annotations.field(raw, 'question', str)}\n"
-            f"Option:\n{''.join(lines)}Only give the best option.\n"
-        ),
-        answers=(LETTERS[options.index(answer)], answer),
+        qid=f"{task}/{next(numbers)}",
+        video=f"{VIDEO_FOLDERS[task]}/{video}",
+        text=f"Question:{question}\nOption:\n{option_lines}Only give the best option.\n",
+        answers=(letter, answer),
         group=task,
-        features=str(PurePosixPath(TASKS[task]) / PurePosixPath(video).stem),
+        features=str(PurePosixPath(VIDEO_FOLDERS[task]) / PurePosixPath(video).stem),
     )
-
-
-def prompt(question: Question) -> str:
-    """The words of lmms-eval, the same for all tasks."""
-    return question.text
-
-
-def target(question: Question) -> str:
-    """The letter."""
-    return question.answers[0]
-
-
-def score(pairs: Iterable[tuple[Question, Prediction | None]]) -> dict[str, float]:
-    """Accuracy by task and its mean over tasks as lmms-eval scores, `official` the authors' rule, `strict` ours.
-
-    `micro` is over all questions, where an empty answer is wrong. A question without a prediction is wrong in all.
-    """
-    pairs = list(pairs)
-    said = [None if p is None else p.text for _, p in pairs]
-    gold = [q.answers[0] for q, _ in pairs]
-    tasks = [q.group for q, _ in pairs]
-    right = [text is not None and multiple_choice.mvbench(text) == answer for text, answer in zip(said, gold)]
-    read = [multiple_choice.strict(text or "", LETTERS) for text in said]
-    official = [text is not None and multiple_choice.mvbench_official(text, answer) for text, answer in zip(said, gold)]
-    # Quirk: an empty answer does not count at all.
-    counted = [(hit, task) for hit, task, text in zip(right, tasks, said) if text != ""]
-    by_task = share("accuracy", [hit for hit, _ in counted], [task for _, task in counted])
-    strict = share("strict", [name == answer for name, answer in zip(read, gold)], tasks)
-    if by_task:
-        by_task["accuracy"] = macro("accuracy", by_task, TASKS)["accuracy macro"]
-    return {
-        **by_task,
-        **share("micro", right),
-        **share("official", official, tasks),
-        **strict,
-        **counts(said, read),
-    }
-
-
-def chance(questions: Sequence[Question]) -> dict[str, float]:
-    """Guessing one of the options that there are."""
-    guesses = [1 / question.text.count("\n(") for question in questions]
-    return dict.fromkeys(("accuracy", "micro", "official", "strict"), sum(guesses) / len(guesses)) if guesses else {}
-
-
-def about(split: str) -> dict[str, str]:
-    """What the numbers of a split are: rules, prompt, references."""
-    return {
-        "accuracy": "mcq_acc of lmms-eval: the first of a to e on its own, empty answers left out; mean of the tasks",
-        "official": "check_ans of the authors' notebook: first words compared, an empty answer is right",
-        "strict": "the one letter that the answer states is right",
-        "prompt": "lmms-eval",
-        "references": "the first candidate that equals the answer",
-    }

@@ -9,36 +9,35 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from pave.tasks import _annotations
-from pave.tasks._learnt import chance as chance
-from pave.tasks._learnt import prompt as prompt
-from pave.tasks._learnt import score as score
-from pave.tasks._learnt import target as target
+from pave.tasks import base
+from pave.tasks._annotations import Record, field, has_field, id_field, read_questions
 from pave.types import Question
 from pave.utils import placeholders
 
-SPLITS = ("train",)
-EXPECTED: dict[str, int] = {}
-"""Of any size."""
+
+class Task(base.TrainingOnlyTask):
+    """Pairs of answers, of any number."""
+
+    files = {"train": "train.jsonl"}
+
+    def load(self, split: str, root: Path) -> list[Question]:
+        """Every pair. Raises UserError."""
+        return read_questions(self.annotation_file(split, root), _parse_record)
+
+    def describe(self, split: str) -> dict[str, str]:
+        """Prompt and references in words."""
+        return {"prompt": "the question alone", "references": "the chosen answer, against the rejected one"}
 
 
-def load(split: str, root: Path) -> list[Question]:
-    """Every pair. Raises UserError."""
-    file = _annotations.annotation("preference", split, {"train": "train.jsonl"}, root)
-    return _annotations.numbered(_annotations.records(file, _annotations.rows, _question))
-
-
-def _question(raw: Any) -> Iterable[Question]:
-    text = _annotations.field(raw, "prompt", str)
-    (text,) = placeholders.bare([text], text)
-    video = _annotations.field(raw, "video", str)
-    qid = _annotations.ident(raw, "id") if "id" in raw else video
-    better, worse = (_annotations.field(raw, name, str) for name in ("chosen", "rejected"))
-    yield Question(qid, video, text.strip(), (better,), rejected=worse)
-
-
-def about(split: str) -> dict[str, str]:
-    """What is learnt."""
-    return {"prompt": "the question alone", "references": "the chosen answer, against the rejected one"}
+def _parse_record(record: Record) -> Iterable[Question]:
+    text = field(record, "prompt", str)
+    (text,) = placeholders.remove_tag([text], text)
+    video = field(record, "video", str)
+    yield Question(
+        qid=id_field(record, "id") if has_field(record, "id") else video,
+        video=video,
+        text=text.strip(),
+        answers=(field(record, "chosen", str),),
+        rejected=field(record, "rejected", str),
+    )

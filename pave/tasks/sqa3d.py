@@ -15,139 +15,141 @@ One made-up record of the first:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from pave.tasks import _annotations, _official_files
-from pave.tasks.metrics.exact_match import APART, clean, scene_scores
-from pave.types import Prediction, Question
+from pave.tasks import base
+from pave.tasks._annotations import (
+    Record,
+    field,
+    id_field,
+    prepared_question,
+    read_questions,
+    read_records,
+    texts_field,
+)
+from pave.tasks._official_files import prepare_splits, write_json, write_training_records
+from pave.tasks.metrics.aggregate import GROUP_SEPARATOR
+from pave.tasks.metrics.exact_match import clean_answer, scene_scores
+from pave.types import Question
 
 PARTS = ("train", "val", "test")
-TASK = "balanced/v1_balanced_{}_{}_scannetv2.json"
-FILES = {part: f"ScanQA_format/SQA_{part}.json" for part in PARTS}
-FILES |= {f"{part}_task": TASK.format("questions", part) for part in PARTS}
-FILES |= {"train_prepared": "sqa3d_train_instruct.json", "test_prepared": "llava3d_sqa3d_test_question.json"}
-SPLITS = tuple(FILES)
-EXPECTED = {"train": 26623, "val": 3261, "test": 3519, "test_prepared": 3519}
-EXPECTED |= {f"{part}_task": EXPECTED[part] for part in PARTS}
-"""Questions of the published files."""
-KINDS = ("What", "Is", "How", "Can", "Which")
+TASK_FILE = "balanced/v1_balanced_{}_{}_scannetv2.json"
+FILES = {
+    **{part: f"ScanQA_format/SQA_{part}.json" for part in PARTS},
+    **{f"{part}_task": TASK_FILE.format("questions", part) for part in PARTS},
+    "train_prepared": "sqa3d_train_instruct.json",
+    "test_prepared": "llava3d_sqa3d_test_question.json",
+}
+COUNTS = {"train": 26623, "val": 3261, "test": 3519}
+FIRST_WORDS = ("What", "Is", "How", "Can", "Which")
 
 
-def load(split: str, root: Path) -> list[Question]:
-    """All questions of a split; the groups are how a question starts, and the release's number of that. UserError."""
-    file = _annotations.annotation("sqa3d", split, FILES, root)
-    if split.endswith("_task"):
-        given = root / TASK.format("sqa_annotations", split.removesuffix("_task"))
-        answers = dict(_annotations.records(given, partial(_annotations.field, name="annotations", kind=list), _answer))
-        return _annotations.numbered(_annotations.records(file, _questions, partial(_of_task, answers)))
-    if split == "train_prepared":
-        return _annotations.numbered(
-            _annotations.records(file, _annotations.rows, partial(_annotations.prepared, "scannet/{}".format))
-        )
-    return _annotations.numbered(
-        _annotations.records(file, _annotations.rows, _prepared if split == "test_prepared" else _question)
+class Task(base.Task):
+    """SQA3D."""
+
+    files = FILES
+    splits = tuple(FILES)
+    expected_counts = {**COUNTS, **{f"{part}_task": COUNTS[part] for part in PARTS}, "test_prepared": COUNTS["test"]}
+    prepares = True
+
+    def load(self, split: str, root: Path) -> list[Question]:
+        """Questions of a split; the groups are the first word, and the official number of that. Raises UserError."""
+        file = self.annotation_file(split, root)
+        if split.endswith("_task"):
+            answer_file = root / TASK_FILE.format("sqa_annotations", split.removesuffix("_task"))
+            answers = dict(read_records(answer_file, _parse_task_answer, partial(field, name="annotations", kind=list)))
+            return read_questions(file, partial(_parse_task_question, answers), _list_task_questions)
+        if split == "train_prepared":
+            return read_questions(file, partial(prepared_question, "scannet/{}".format))
+        return read_questions(file, _parse_prepared_test if split == "test_prepared" else _parse_record)
+
+    def score(self, pairs: Iterable[base.Pair]) -> base.Scores:
+        """Exact match with the first answer, over all questions and by first word."""
+        texts, references, groups = base.columns(pairs)
+        cleaned = [
+            ((clean_answer(reference),), None if text is None else clean_answer(text))
+            for text, reference in zip(texts, references)
+        ]
+        return scene_scores(cleaned, groups)
+
+    def describe(self, split: str) -> dict[str, str]:
+        """Metrics, prompt and references in words."""
+        return {
+            "EM": "cleaned prediction equals the cleaned first answer",
+            "EM_refined": "or one contains the other; an empty answer is right, see empty",
+            "types": "What to Other as LEO counts; type0 to type5 as officially numbered, by the first word as it is",
+            "prompt": "situation and question alone; the official code asks for no short answer",
+            "references": "the first answer of a question",
+        }
+
+    def prepare(self, raw: Path, out: Path) -> list[str]:
+        """Write training records of the first answers, and the questions and answers of the test with their types."""
+
+        def prepare_test() -> list[str]:
+            questions, answers = [], []
+            for question in self.load("test", raw):
+                scene, number = Path(question.video).name, int(question.group[-1])
+                row = {"question_id": question.qid.split("#")[0], "scene_id": scene, "text": question.text}
+                questions.append({**row, "answers": list(question.answers), "video": scene, "type": number})
+                answers.append({**row, "text": question.answers[0], "video": scene, "type": number})
+            return [
+                write_json(out / self.files["test_prepared"], questions),
+                write_json(out / "llava3d_sqa3d_test_answer.json", answers),
+            ]
+
+        train = partial(write_training_records, self, "train", raw, out, lambda video: video.name)
+        return prepare_splits(raw, self.files, {"train": train, "test": prepare_test})
+
+
+def _list_task_questions(data: Record) -> list[Record]:
+    return field(data, "questions", list)
+
+
+def _parse_task_answer(record: Record) -> Iterable[tuple[str, str]]:
+    answers = [field(answer, "answer", str) for answer in field(record, "answers", list)]
+    if not answers:
+        raise ValueError("has no answer")
+    yield id_field(record, "question_id"), answers[0]
+
+
+def _parse_task_question(answers: Mapping[str, str], record: Record) -> Iterable[Question]:
+    qid = id_field(record, "question_id")
+    if qid not in answers:
+        raise ValueError(f"is question {qid}, which the annotations do not answer")
+    yield _with_situation(qid, record, (answers[qid],))
+
+
+def _parse_record(record: Record) -> Iterable[Question]:
+    yield _with_situation(id_field(record, "question_id"), record, texts_field(record, "answers"))
+
+
+def _with_situation(qid: str, record: Record, answers: tuple[str, ...]) -> Question:
+    question = field(record, "question", str)
+    text = f"{field(record, 'situation', str)} {question}"
+    return Question(qid, _video_path(record), text, answers, _groups(question))
+
+
+def _parse_prepared_test(record: Record) -> Iterable[Question]:
+    yield Question(
+        qid=field(record, "question_id", str),
+        video=_video_path(record),
+        text=field(record, "text", str),
+        answers=texts_field(record, "answers"),
+        group=f"type{field(record, 'type', int)}",
     )
 
 
-def _questions(data: Any) -> list[Any]:
-    return _annotations.field(data, "questions", list)
+def _video_path(record: Record) -> str:
+    return f"scannet/{field(record, 'scene_id', str)}"
 
 
-def _answer(raw: Any) -> Iterable[tuple[str, str]]:
-    answers = [_annotations.field(one, "answer", str) for one in _annotations.field(raw, "answers", list)]
-    if not answers:
-        raise ValueError("has no answer")
-    yield _annotations.ident(raw, "question_id"), answers[0]
-
-
-def _of_task(answers: dict[str, str], raw: Any) -> Iterable[Question]:
-    qid = _annotations.ident(raw, "question_id")
-    if qid not in answers:
-        raise ValueError(f"is question {qid}, which the annotations do not answer")
-    yield _situated(qid, raw, (answers[qid],))
-
-
-def _question(raw: Any) -> Iterable[Question]:
-    yield _situated(_annotations.ident(raw, "question_id"), raw, _annotations.texts(raw, "answers"))
-
-
-def _situated(qid: str, raw: Any, answers: tuple[str, ...]) -> Question:
-    asked = _annotations.field(raw, "question", str)
-    return _asked(qid, raw, f"{_annotations.field(raw, 'situation', str)} {asked}", answers, _start(asked))
-
-
-def _prepared(raw: Any) -> Iterable[Question]:
-    kind = f"type{_annotations.field(raw, 'type', int)}"
-    text = _annotations.field(raw, "text", str)
-    yield _asked(_annotations.field(raw, "question_id", str), raw, text, _annotations.texts(raw, "answers"), kind)
-
-
-def _asked(qid: str, raw: Any, text: str, answers: tuple[str, ...], group: str) -> Question:
-    return Question(qid, f"scannet/{_annotations.field(raw, 'scene_id', str)}", text, answers, group)
-
-
-def _start(asked: str) -> str:
-    """How a question starts, as LEO and the literature count, and the release's number of it."""
-    start, words = asked.lstrip().lower(), asked.split()
-    kind = next((kind for kind in KINDS if start.startswith(kind.lower())), "Other")
-    # Quirk: the release takes the first word as it stands, so `What's` and `what` are of the last type.
-    first = words[0] if words and words[0] in KINDS else "Other"
-    return f"{kind}{APART}type{(*KINDS, 'Other').index(first)}"
-
-
-def prompt(question: Question) -> str:
-    """Situation and question: the release asks for no short answer."""
-    return question.text
-
-
-def target(question: Question) -> str:
-    """The first of the answers."""
-    return question.answers[0]
-
-
-def score(pairs: Iterable[tuple[Question, Prediction | None]]) -> dict[str, float]:
-    """Exact match with the first answer, over all questions and by how they start."""
-    pairs = list(pairs)
-    cleaned = [((clean(q.answers[0]),), None if p is None else clean(p.text)) for q, p in pairs]
-    return scene_scores(cleaned, [q.group for q, _ in pairs])
-
-
-def chance(questions: Sequence[Question]) -> dict[str, float]:
-    """There is no such thing for free text."""
-    return {}
-
-
-def about(split: str) -> dict[str, str]:
-    """What the numbers of a split are: rules, prompt, references."""
-    return {
-        "EM": "cleaned prediction equals the cleaned first answer",
-        "EM_refined": "or one contains the other; an empty answer is right, see empty",
-        "types": "What to Other as LEO counts; type0 to type5 as the release numbers them, by the first word as it is",
-        "prompt": "situation and question alone",
-        "references": "the first answer of a question",
-    }
-
-
-def prepare(raw: Path, out: Path) -> list[str]:
-    """Training records of the first answers, and the questions and answers of the test with their types."""
-
-    def train() -> list[str]:
-        records = _official_files.instruct(load("train", raw), prompt, lambda video: video.name)
-        return [_official_files.write(out / FILES["train_prepared"], records)]
-
-    def test() -> list[str]:
-        rows, gold = [], []
-        for q in load("test", raw):
-            scene, kind = Path(q.video).name, int(q.group[-1])
-            row = {"question_id": q.qid.split("#")[0], "scene_id": scene, "text": q.text}
-            rows.append(row | {"answers": list(q.answers), "video": scene, "type": kind})
-            gold.append(row | {"text": q.answers[0], "video": scene, "type": kind})
-        return [
-            _official_files.write(out / FILES["test_prepared"], rows),
-            _official_files.write(out / "llava3d_sqa3d_test_answer.json", gold),
-        ]
-
-    return _official_files.every(raw, FILES, {"train": train, "test": test})
+def _groups(question: str) -> str:
+    """First word of a question, as LEO and the literature count, and the official number of it."""
+    lower = question.lstrip().lower()
+    kind = next((word for word in FIRST_WORDS if lower.startswith(word.lower())), "Other")
+    # Quirk: the official code takes the first word as it stands, so `What's` and `what` are of the last type.
+    words = question.split()
+    number = FIRST_WORDS.index(words[0]) if words and words[0] in FIRST_WORDS else len(FIRST_WORDS)
+    return f"{kind}{GROUP_SEPARATOR}type{number}"

@@ -11,20 +11,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pave.tasks import _annotations, _open_qa
-from pave.tasks._open_qa import about as about
-from pave.tasks._open_qa import cases as cases
-from pave.tasks._open_qa import chance as chance
-from pave.tasks._open_qa import prompt as prompt
-from pave.tasks._open_qa import score as score
-from pave.tasks._open_qa import target as target
+from pave.tasks import base
+from pave.tasks._video_qa_files import read_two_files, video_finder
 from pave.types import Question
 
-FILES = {"test": "test_q.json"}
-SPLITS = tuple(FILES)
 
+class Task(base.OpenEndedTask):
+    """TGIF-QA."""
 
-def load(split: str, root: Path) -> list[Question]:
-    """All questions; the group is the first word of a question. Raises UserError."""
-    file = _annotations.annotation("tgif_qa", split, FILES, root)
-    return _open_qa.paired(file, root / "test_a.json", _open_qa.place(root, "mp4", ".mp4"))
+    files = {"test": "test_q.json"}
+    splits = tuple(files)
+
+    def load(self, split: str, root: Path) -> list[Question]:
+        """Questions; the group is the first word of a question. Raises UserError."""
+        file = self.annotation_file(split, root)
+        return read_two_files(file, root / "test_a.json", video_finder(root, "mp4", ".mp4"))

@@ -13,45 +13,55 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from pave.tasks import _annotations
-from pave.tasks._learnt import chance as chance
-from pave.tasks._learnt import prompt as prompt
-from pave.tasks._learnt import score as score
-from pave.tasks._learnt import target as target
+from pave.tasks import base
+from pave.tasks._annotations import Record, field, has_field, read_questions, texts_field
 from pave.types import Question
 
-SPLITS = ("train",)
-EXPECTED: dict[str, int] = {}
-"""A corpus of any size."""
-KINDS = ("video", "image", "multi-image")
+MEDIA_FIELDS = ("video", "image", "multi-image")
 
 
-def load(split: str, root: Path) -> list[Question]:
-    """One question a record, the last of its conversation. Raises UserError."""
-    file = _annotations.annotation("videochat2_it", split, {"train": "train.json"}, root)
-    return _annotations.numbered(_annotations.records(file, _annotations.rows, _question))
+class Task(base.TrainingOnlyTask):
+    """VideoChat2-IT, or a corpus in its form of any size."""
+
+    files = {"train": "train.json"}
+
+    def load(self, split: str, root: Path) -> list[Question]:
+        """One question a record, the last of its conversation. Raises UserError."""
+        return read_questions(self.annotation_file(split, root), _parse_record)
+
+    def describe(self, split: str) -> dict[str, str]:
+        """Prompt and references in words."""
+        return {
+            "prompt": "the hint, if any, and the question",
+            "references": "the last answer; earlier turns are shown",
+        }
 
 
-def _question(raw: Any) -> Iterable[Question]:
-    kind = next((name for name in KINDS if isinstance(raw, dict) and name in raw), None)
+def _parse_record(record: Record) -> Iterable[Question]:
+    kind = next((name for name in MEDIA_FIELDS if has_field(record, name)), None)
     if kind is None:
         raise ValueError("has no 'video', 'image' or 'multi-image'")
-    media = _annotations.texts(raw, kind) if kind == "multi-image" else (_annotations.field(raw, kind, str),)
-    turns = _annotations.field(raw, "QA", list)
+    media = texts_field(record, kind) if kind == "multi-image" else (field(record, kind, str),)
+
+    turns = field(record, "QA", list)
     if not turns:
         raise ValueError("has no turns in 'QA'")
-    *history, (text, answer) = ((_asked(turn), _annotations.field(turn, "a", str)) for turn in turns)
-    pictures = () if kind == "video" else media
-    yield Question(media[0], media[0], text, (answer,), group=kind, history=tuple(history), pictures=pictures)
+    *history, (text, answer) = [(_question_text(turn), field(turn, "a", str)) for turn in turns]
+
+    yield Question(
+        qid=media[0],
+        video=media[0],
+        text=text,
+        answers=(answer,),
+        group=kind,
+        history=tuple(history),
+        images=() if kind == "video" else media,
+    )
 
 
-def _asked(turn: Any) -> str:
-    hint = _annotations.field(turn, "i", str) if "i" in turn else ""
-    return " ".join(part for part in (hint.strip(), _annotations.field(turn, "q", str).strip()) if part)
-
-
-def about(split: str) -> dict[str, str]:
-    """What is learnt."""
-    return {"prompt": "the hint, if any, and the question", "references": "the last answer; earlier turns are shown"}
+def _question_text(turn: Record) -> str:
+    """Question of a turn behind its hint, if it has one."""
+    hint = field(turn, "i", str).strip() if has_field(turn, "i") else ""
+    question = field(turn, "q", str).strip()
+    return " ".join(part for part in (hint, question) if part)

@@ -22,8 +22,8 @@ from pave.data import extraction
 from pave.evaluation import model_card
 from pave.media.feature_files import feature_file
 from pave.tasks import mvbench
+from pave.tasks.base import get_task
 from pave.types import Question
-from pave.utils import registry
 
 DOC = ROOT / "doc"
 ids = [str(page.relative_to(ROOT)) for page in PAGES]
@@ -64,13 +64,10 @@ def test_scripts_exist_and_launchers_parse(page: Path) -> None:
     for line in [*lines(text), *inline(text)]:
         for script in re.findall(r"(?:bash|sbatch) (?:--\S+ )*(scripts/\S+\.\w+)", line):
             assert (ROOT / script).is_file(), line
-        for target in re.findall(r"^make (.+)", line):
-            makefile = (ROOT / "Makefile").read_text()
-            assert all(f"\n{name}:" in makefile for name in target.split("#")[0].split()), line
         launched = re.search(r"-m (?:pave\.cli|pave) (.+)", line)
         if launched and "..." not in line:
             words = shlex.split(launched[1], comments=True)
-            assert callable(main._parse([word for word in words if not word.startswith("$")]).run), line
+            assert callable(main.parse_arguments([word for word in words if not word.startswith("$")]).run), line
 
 
 @pytest.mark.parametrize("page", PAGES, ids=ids)
@@ -93,7 +90,7 @@ def test_inline_commands_name_what_there_is(page: Path) -> None:
 
 
 def test_the_table_of_results_is_that_of_the_zoo_and_the_configs() -> None:
-    text = (DOC / "reproduce.md").read_text()
+    text = (DOC / "results/reproduce.md").read_text()
     table = [row for row in text.splitlines() if row.count("|") == 9 and "`" in row]
     rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in table]
     runs = {file.read_text(): config.load(file) for file in (ROOT / f"configs/{name}.yaml" for name in RECIPES)}
@@ -114,9 +111,9 @@ def test_the_table_of_results_is_that_of_the_zoo_and_the_configs() -> None:
 
 
 def test_every_recipe_is_on_the_page() -> None:
-    words = [line.split() for line in lines((DOC / "reproduce.md").read_text())]
+    words = [line.split() for line in lines((DOC / "results/reproduce.md").read_text())]
     scripts = {word for line in words for word in line if word.startswith("scripts/recipes/")}
-    assert scripts == {f"scripts/recipes/{name}.sh" for name in RECIPES}
+    assert scripts == {f"scripts/{name}_train.sh" for name in RECIPES}
     for line in words:
         for word in line:
             if word.startswith("scripts/recipes/"):
@@ -126,16 +123,16 @@ def test_every_recipe_is_on_the_page() -> None:
 
 FOLDERS = {
     **{name: f"data/{name}" for name in ("avsd", "avqa", "music_avqa")},
-    **{"egoexo4d_dp": "data/egoexo", "enhanced_video": "data/llava_video", "multiple_side_channels": "data/avsd"},
+    **{"egoexo4d_dp_data": "data/egoexo", "enhanced_video": "data/llava_video", "multiple_side_channels": "data/avsd"},
 }
 
 
 def extracted(root: Path, folder: str) -> None:
     """Empty feature files where the page's `pave extract` lines for a folder would write them."""
-    for words in commands("\n".join(lines((DOC / "reproduce.md").read_text()))):
+    for words in commands("\n".join(lines((DOC / "results/reproduce.md").read_text()))):
         if words[0] != "extract":
             continue
-        given = main._parse(words)
+        given = main.parse_arguments(words)
         if not str(given.out).startswith(f"{folder}/"):
             continue
         assert given.videos
@@ -143,9 +140,9 @@ def extracted(root: Path, folder: str) -> None:
         if str(given.videos) == "$folder":
             sources = [Path(folder, "video", f.name) for f in sorted((root / "video").iterdir())]
         for source in sources:
-            found = extraction.items(extraction.plugin_of(given.side), root / source.relative_to(folder))
+            found = extraction.list_items(extraction.side_to_extract(given.side), root / source.relative_to(folder))
             for item in found:
-                file = extraction.target(root / given.out.relative_to(folder), item)
+                file = extraction.feature_path(root / given.out.relative_to(folder), item)
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.touch()
 
@@ -160,8 +157,8 @@ def test_features_lie_where_the_recipe_looks(name: str, tmp_path: Path) -> None:
         ego.with_name("cam01.mp4").touch()
     extracted(root, FOLDERS[name])
     run = config.load(ROOT / f"configs/{name}.yaml")
-    task = registry.load("tasks", run.data.task)
-    splits = [run.data.train_split, *([run.data.eval_split] if run.data.eval_split in task.SPLITS else [])]
+    task = get_task(run.data.task)
+    splits = [run.data.train_split, *([run.data.eval_split] if run.data.eval_split in task.splits else [])]
     assert len(splits) == 1 + (name != "enhanced_video")
     for question in [q for split in splits for q in task.load(split, root)]:
         for side in run.sides.values():
@@ -170,7 +167,7 @@ def test_features_lie_where_the_recipe_looks(name: str, tmp_path: Path) -> None:
 
 def test_features_of_the_benchmarks_lie_where_enhanced_video_looks(tmp_path: Path) -> None:
     features = config.load(ROOT / "configs/enhanced_video.yaml").sides["dense"].features
-    star = mvbench.TASKS["action_sequence"]
+    star = mvbench.VIDEO_FOLDERS["action_sequence"]
     for name, video, stored in (
         ("videomme", "data/abc.mp4", ""),
         ("mvbench", f"{star}/ZZ12A_0.mp4", f"{star}/ZZ12A_0"),
@@ -213,7 +210,7 @@ FOREIGN = {
 
 
 def quoted() -> list[str]:
-    text = (DOC / "troubleshooting.md").read_text()
+    text = (DOC / "start/troubleshooting.md").read_text()
     return [line for block in blocks(text, "text") for line in block.splitlines()]
 
 
@@ -229,7 +226,7 @@ def test_quoted_errors_are_what_the_code_says() -> None:
 
 
 def test_the_page_about_the_card_names_its_fields() -> None:
-    page = (DOC / "model_card.md").read_text()
+    page = (DOC / "guides/publish.md").read_text()
     for todo in (*model_card.TODO.values(), "TODO: name the licence of your own."):
         assert f"`{todo}`" in page, todo
     assert set(re.findall(r"TODO: [^`]*", page)) == {*model_card.TODO.values(), "TODO: name the licence of your own."}

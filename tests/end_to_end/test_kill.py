@@ -15,14 +15,14 @@ from pave import config
 from pave.checkpoints import build, load
 from pave.evaluation import evaluate
 from pave.tasks import sideworld
-from pave.training import train
+from pave.training import resume, train
 
 LEFT = {"patch": 2, "optimizer": 2, "state": 2, "final": 6}
 """The newest whole checkpoint, by where the run was killed."""
 
 
 def test_killed_in_the_middle_of_a_save(tiny_setup: TinySetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sideworld, "target", fault_injection.wordy)
+    monkeypatch.setattr(sideworld.Task, "target", staticmethod(fault_injection.wordy))
     run = make_config(*tiny_setup, max_steps=6)
     (tmp_path / "run.yaml").write_text(config.dump(run))
     train.main(run, tmp_path / "whole")
@@ -32,7 +32,7 @@ def test_killed_in_the_middle_of_a_save(tiny_setup: TinySetup, tmp_path: Path, m
     for point in fault_injection.POINTS:
         out = tmp_path / point
         assert not (out / "final").exists()
-        assert Path(train.newest_checkpoint(out)).name == f"checkpoint-{LEFT[point]}"
+        assert Path(resume.newest_checkpoint(out)).name == f"checkpoint-{LEFT[point]}"
         train.main(run, out, resume=True)
         assert (losses(out), answers(out)) == expected, point
         whole, again = (build.load(folder / "final")[0].state_dict() for folder in (tmp_path / "whole", out))

@@ -25,8 +25,8 @@ GOES_ON = {"dense": ["dense"], "exo": [], "scene3d": ["scene3d"], "two": ["dense
 
 
 def test_a_row_for_each_channel_and_for_two_together(tmp_path: Path) -> None:
-    questions = sideworld.ask(with_channels(scene(0), CHANNELS))
-    needs = {kind.name: kind.needs for kind in (*sideworld.KINDS, *sideworld.FURTHER)}
+    questions = sideworld.scene_questions(with_channels(scene(0), CHANNELS))
+    needs = {kind.name: kind.needs for kind in sideworld.KINDS}
     for name, right in (
         ("base", ["visual"]),
         ("patched", ["visual", "dense", "audio+dense"]),
@@ -35,7 +35,7 @@ def test_a_row_for_each_channel_and_for_two_together(tmp_path: Path) -> None:
         pairs = [(q, Prediction(q.qid, q.answers[0] if needs[q.group] in right else "none")) for q in questions]
         folder = tmp_path / name
         folder.mkdir()
-        result = {"split": "test", "metrics": sideworld.score(pairs), "chance": sideworld.chance(questions)}
+        result = {"split": "test", "metrics": sideworld.Task().score(pairs), "chance": sideworld.Task().chance(questions)}
         (folder / "metrics.json").write_text(json.dumps(result))
     report = side_channel_report.main(tmp_path / "base", tmp_path / "patched", tmp_path / "shuffled", tmp_path)
     rows = {line.split(" | ")[0].removeprefix("| "): line for line in report.splitlines() if line.startswith("| ")}

@@ -36,6 +36,6 @@ def make_joint_run(tiny_setup: TinySetup, folder: Path) -> Config:
 
 def alone(run: Config, out: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """One process with twice the batch."""
-    monkeypatch.setattr(sideworld, "target", fault_injection.wordy)
+    monkeypatch.setattr(sideworld.Task, "target", staticmethod(fault_injection.wordy))
     train.main(dataclasses.replace(run, train={**run.train, "per_device_train_batch_size": 4}), out)
     return out

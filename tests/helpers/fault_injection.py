@@ -91,7 +91,7 @@ def killed(run: str, out: str, *overrides: str) -> None:
 
 def settings(run: str, overrides: tuple[str, ...]) -> config.Config:
     """The config of a run, with answers of several lengths."""
-    sideworld.target = wordy
+    sideworld.Task.target = staticmethod(wordy)
     return config.load(run, overrides)
 
 

@@ -1,17 +1,12 @@
-"""What tests of `annotations` and others share."""
+"""Tasks and their questions of the fixtures."""
 
 from __future__ import annotations
 
-from types import ModuleType
-
 from helpers.paths import FIXTURES
+from pave.tasks.base import get_task
 from pave.types import Question
-from pave.utils import registry
 
 
-def task(name: str) -> ModuleType:
-    return registry.load("tasks", name)
-
-
-def loaded(name: str, split: str) -> list[Question]:
-    return task(name).load(split, FIXTURES / name)
+def load_fixture(name: str, split: str) -> list[Question]:
+    """Questions of a split of the tiny annotations in tests/fixtures."""
+    return get_task(name).load(split, FIXTURES / name)

@@ -13,106 +13,123 @@ from pave.types import UserError
 
 log = logging.getLogger(__name__)
 Tokens = Sequence[str]
-ORDERS = 4
+Item = tuple[Sequence[Tokens], Tokens]
+"""References and a prediction, as tokens."""
+MAX_ORDER = 4
 """n-grams of 1 to 4 tokens."""
 
 
-def score(items: Sequence[tuple[Sequence[str], str | None]]) -> dict[str, float]:
+def score(captions: Sequence[tuple[Sequence[str], str | None]]) -> dict[str, float]:
     """BLEU-1 to 4, ROUGE_L, CIDEr and, where it can run, METEOR of (references, prediction or None), as fractions.
 
     None counts as an empty caption.
     """
-    if not items:
+    if not captions:
         return {}
-    cut = [([tokenize(r) for r in references], tokenize(said or "")) for references, said in items]
-    # Quirk: a fraction such as `1 1/2` is one word to ROUGE, two to the others; nothing is like nothing to ROUGE.
-    apart = [([_apart(r) for r in references], _apart(said)) for references, said in cut]
-    alike = [
-        rouge_l([r or [""] for r in references], words or [""]) if said is not None else 0.0
-        for (references, words), (_, said) in zip(cut, items)
+    items = [
+        ([tokenize(reference) for reference in references], tokenize(prediction or ""))
+        for references, prediction in captions
     ]
-    found = {f"BLEU-{n}": value for n, value in enumerate(bleu(apart), start=1)}
-    found["ROUGE_L"] = sum(alike) / len(alike)
-    found["CIDEr"] = sum(cider(apart)) / len(apart)
+    # Quirk: a fraction such as `1 1/2` is one word to ROUGE, two to the others; nothing is like nothing to ROUGE.
+    rouge = [
+        rouge_l([reference or [""] for reference in references], tokens or [""]) if prediction is not None else 0.0
+        for (references, tokens), (_, prediction) in zip(items, captions)
+    ]
+    split = [
+        ([_split_fractions(reference) for reference in references], _split_fractions(tokens))
+        for references, tokens in items
+    ]
+
+    scores = {f"BLEU-{order}": value for order, value in enumerate(bleu(split), start=1)}
+    scores["ROUGE_L"] = sum(rouge) / len(rouge)
+    scores["CIDEr"] = sum(cider(split)) / len(split)
     try:
-        found["METEOR"] = meteor(cut)
+        scores["METEOR"] = meteor(items)
     except UserError as error:
         log.warning("METEOR is left out: %s", error)
-    return found
+    return scores
 
 
-def _apart(words: Tokens) -> list[str]:
-    return " ".join(words).split()
+def _split_fractions(tokens: Tokens) -> list[str]:
+    return " ".join(tokens).split()
 
 
-def bleu(items: Sequence[tuple[Sequence[Tokens], Tokens]]) -> list[float]:
-    """BLEU-1 to 4 of a corpus of (references, prediction), lengths against the closest reference."""
-    hits, said = [0] * ORDERS, [0] * ORDERS
-    predicted = expected = 0
+def bleu(items: Sequence[Item]) -> list[float]:
+    """BLEU-1 to 4 of a corpus, lengths against the closest reference."""
+    matches, totals = [0] * MAX_ORDER, [0] * MAX_ORDER
+    predicted_length = reference_length = 0
     for references, prediction in items:
-        predicted += len(prediction)
-        expected += min((abs(len(r) - len(prediction)), len(r)) for r in references)[1]
-        for n in range(1, ORDERS + 1):
-            most: Counter[Tokens] = Counter()
+        predicted_length += len(prediction)
+        closest = min((abs(len(reference) - len(prediction)), len(reference)) for reference in references)
+        reference_length += closest[1]
+        for order in range(1, MAX_ORDER + 1):
+            allowed: Counter[Tokens] = Counter()
             for reference in references:
-                most |= ngrams(reference, n)
-            found = ngrams(prediction, n)
-            hits[n - 1] += (found & most).total()
-            said[n - 1] += found.total()
+                allowed |= ngrams(reference, order)
+            predicted = ngrams(prediction, order)
+            matches[order - 1] += (predicted & allowed).total()
+            totals[order - 1] += predicted.total()
+
     # The tiny numbers are pycocoevalcap's guards against zero; they show in the last digits.
-    ratio = (predicted + 1e-15) / (expected + 1e-9)
+    ratio = (predicted_length + 1e-15) / (reference_length + 1e-9)
     brevity = math.exp(1 - 1 / ratio) if ratio < 1 else 1.0
     scores, product = [], 1.0
-    for n in range(ORDERS):
-        product *= (hits[n] + 1e-15) / (said[n] + 1e-9)
-        scores.append(product ** (1 / (n + 1)) * brevity)
+    for i in range(MAX_ORDER):
+        product *= (matches[i] + 1e-15) / (totals[i] + 1e-9)
+        scores.append(product ** (1 / (i + 1)) * brevity)
     return scores
 
 
 def rouge_l(references: Sequence[Tokens], prediction: Tokens) -> float:
     """F-score (beta 1.2) of the longest common subsequence: best precision and best recall over the references."""
-    common = [longest_common(reference, prediction) for reference in references]
-    precision = max(c / max(len(prediction), 1) for c in common)
-    recall = max(c / max(len(reference), 1) for c, reference in zip(common, references))
+    lengths = [longest_common_length(reference, prediction) for reference in references]
+    precision = max(length / max(len(prediction), 1) for length in lengths)
+    recall = max(length / max(len(reference), 1) for length, reference in zip(lengths, references))
     return (1 + 1.2**2) * precision * recall / (recall + 1.2**2 * precision) if precision and recall else 0.0
 
 
-def longest_common(a: Tokens, b: Tokens) -> int:
+def longest_common_length(a: Tokens, b: Tokens) -> int:
     """Length of the longest common subsequence."""
     row = [0] * (len(b) + 1)
     for x in a:
-        before = row
+        previous = row
         row = [0]
         for j, y in enumerate(b):
-            row.append(before[j] + 1 if x == y else max(before[j + 1], row[j]))
+            row.append(previous[j] + 1 if x == y else max(previous[j + 1], row[j]))
     return row[-1]
 
 
-def cider(items: Sequence[tuple[Sequence[Tokens], Tokens]]) -> list[float]:
-    """CIDEr of each of (references, prediction), 0 to 10; rare n-grams of the whole corpus's references weigh more."""
-    seen: Counter[Tokens] = Counter()
+def cider(items: Sequence[Item]) -> list[float]:
+    """CIDEr of each item, 0 to 10; n-grams that are rare in the references of the whole corpus weigh more."""
+    document_counts: Counter[Tokens] = Counter()
     for references, _ in items:
-        seen.update({gram for r in references for n in range(1, ORDERS + 1) for gram in ngrams(r, n)})
-    size = math.log(len(items))
+        document_counts.update(
+            {gram for reference in references for n in range(1, MAX_ORDER + 1) for gram in ngrams(reference, n)}
+        )
+    log_size = math.log(len(items))
+
     scores = []
     for references, prediction in items:
-        said = _weigh(prediction, seen, size)
+        predicted = _tf_idf(prediction, document_counts, log_size)
         total = 0.0
         for reference in references:
             penalty = math.exp(-((_length(prediction) - _length(reference)) ** 2) / (2 * 6.0**2))
-            for mine, theirs in zip(said, _weigh(reference, seen, size)):
-                norms = _norm(mine) * _norm(theirs)
-                alike = sum(min(weight, theirs[gram]) * theirs[gram] for gram, weight in mine.items() if gram in theirs)
-                total += penalty * (alike / norms if norms else alike)
-        scores.append(10 * total / ORDERS / len(references))
+            for a, b in zip(predicted, _tf_idf(reference, document_counts, log_size)):
+                norms = _norm(a) * _norm(b)
+                product = sum(min(weight, b[gram]) * b[gram] for gram, weight in a.items() if gram in b)
+                total += penalty * (product / norms if norms else product)
+        scores.append(10 * total / MAX_ORDER / len(references))
     return scores
 
 
-def _weigh(tokens: Tokens, seen: Counter[Tokens], size: float) -> list[dict[Tokens, float]]:
-    """tf-idf of the n-grams of each order."""
+def _tf_idf(tokens: Tokens, document_counts: Counter[Tokens], log_size: float) -> list[dict[Tokens, float]]:
+    """Weights of the n-grams of each order."""
     return [
-        {gram: count * (size - math.log(max(1, seen[gram]))) for gram, count in ngrams(tokens, n).items()}
-        for n in range(1, ORDERS + 1)
+        {
+            gram: count * (log_size - math.log(max(1, document_counts[gram])))
+            for gram, count in ngrams(tokens, order).items()
+        }
+        for order in range(1, MAX_ORDER + 1)
     ]
 
 
@@ -126,5 +143,5 @@ def _length(tokens: Tokens) -> int:
 
 
 def ngrams(tokens: Tokens, n: int) -> Counter[Tokens]:
-    """How often each run of n tokens occurs."""
+    """Count each run of n tokens."""
     return Counter(tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1))

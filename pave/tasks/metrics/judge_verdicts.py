@@ -5,23 +5,23 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from pave.tasks.metrics.judge_prompts import QA, Words
+from pave.tasks.metrics.judge_prompts import QA, JudgePrompt
 from pave.types import Prediction, Question
 
-HIGHEST = 5
-LONGEST = 2000
-"""Characters of a reply that is read at all; the form that is asked for has 30."""
+MAX_SCORE = 5
+MAX_REPLY_CHARACTERS = 2000
+"""A longer reply is not read; a reply in the right form has 30."""
 
 
-class Case(NamedTuple):
+class JudgeCase(NamedTuple):
     """One thing to judge."""
 
     kind: str
-    """A key of WORDS."""
+    """A key of JUDGE_PROMPTS."""
     qids: tuple[str, ...]
     """One question, or two with one answer in common; the verdict belongs to the first."""
 
@@ -32,55 +32,69 @@ class Verdict(NamedTuple):
     score: int
     """0 to 5"""
     yes: bool | None = None
-    """None where only a score is asked for."""
+    """Whether the answer is right; None where only a score is asked for."""
 
 
 @dataclass(frozen=True)
-class Judged(Prediction):
+class JudgedPrediction(Prediction):
     """An answer in a run that has been judged."""
 
     verdicts: Mapping[str, Verdict] = field(default_factory=dict)
     """By kind; a judgement that is missing or cannot be read is not in it."""
 
 
-def messages(words: Words, questions: Sequence[Question], said: Sequence[str]) -> list[dict[str, str]]:
-    """The judge's turns about one question and what was said to it, or about two."""
-    filled = {"answer": questions[0].answers[0]}
-    for i, (question, text) in enumerate(zip(questions, said), start=1):
+def are_judged(predictions: Iterable[Prediction | None]) -> bool:
+    """Whether a judge has seen the answers of a run; missing answers need none."""
+    return all(prediction is None or isinstance(prediction, JudgedPrediction) for prediction in predictions)
+
+
+def verdict_of(prediction: Prediction | None, kind: str) -> Verdict | None:
+    """The judge's verdict, if there is one that could be read."""
+    return prediction.verdicts.get(kind) if isinstance(prediction, JudgedPrediction) else None
+
+
+def messages(prompt: JudgePrompt, questions: Sequence[Question], answers: Sequence[str]) -> list[dict[str, str]]:
+    """The judge's turns about one question and its answer, or about two."""
+    values = {"answer": questions[0].answers[0]}
+    for i, (question, answer) in enumerate(zip(questions, answers), start=1):
         number = str(i) if len(questions) > 1 else ""
-        filled |= {f"question{number}": question.text, f"pred{number}": text}
-    # In one go, so that an answer which holds a place's name stays as it is.
-    turns = [re.sub(r"\{(\w+)\}", lambda place: filled[place[1]], text) for text in words]
+        values |= {f"question{number}": question.text, f"pred{number}": answer}
+
+    # In one go, so that an answer which holds a placeholder's name stays as it is.
+    turns = [re.sub(r"\{(\w+)\}", lambda placeholder: values[placeholder[1]], text) for text in prompt]
     return [{"role": role, "content": text} for role, text in zip(("system", "user"), turns)]
 
 
 def parse(reply: str, kind: str) -> Verdict | None:
     """The verdict of a reply that is a dictionary and nothing else, but for a code fence; None for any other."""
-    said = _dictionary(re.sub(r"^```\w*\s+(.*?)\s*```$", r"\1", reply.strip(), flags=re.DOTALL))
-    score = _score(said.get("score"))
-    if score is None or kind != QA:
-        return None if score is None else Verdict(score)
-    word = said.get("pred")
+    members = _parse_dictionary(re.sub(r"^```\w*\s+(.*?)\s*```$", r"\1", reply.strip(), flags=re.DOTALL))
+    score = _parse_score(members.get("score"))
+    if score is None:
+        return None
+    if kind != QA:
+        return Verdict(score)
+
+    word = members.get("pred")
     if not isinstance(word, str) or not re.search("yes|no", word.lower()):
         return None
     # Quirk: `yes` anywhere is yes, else `no` anywhere is no, as in `not yes` and in `unknown`.
     return Verdict(score, "yes" in word.lower())
 
 
-def _dictionary(text: str) -> dict[object, object]:
+def _parse_dictionary(text: str) -> dict[object, object]:
     """A dictionary in the form of JSON or Python, never evaluated; an empty one for anything else."""
-    if len(text) > LONGEST:
+    if len(text) > MAX_REPLY_CHARACTERS:
         return {}
-    for read in (json.loads, ast.literal_eval):
+    for parse_text in (json.loads, ast.literal_eval):
         try:
-            said = read(text)
+            value = parse_text(text)
         except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
             continue
-        return said if isinstance(said, dict) else {}
+        return value if isinstance(value, dict) else {}
     return {}
 
 
-def _score(value: object) -> int | None:
+def _parse_score(value: object) -> int | None:
     """0 to 5; text counts where it is a number."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
@@ -89,4 +103,4 @@ def _score(value: object) -> int | None:
     except (ValueError, OverflowError):
         return None
     # Quirk: cut off, not rounded: 4.8, which the published example shows, is 4.
-    return int(number) if 0 <= number <= HIGHEST else None
+    return int(number) if 0 <= number <= MAX_SCORE else None

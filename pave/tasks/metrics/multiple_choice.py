@@ -1,110 +1,121 @@
-"""Which option does an answer choose? The extractors of public evaluators, by name, and a strict one of ours."""
+"""Which option does an answer choose? The extractors of public evaluators, and a strict one of ours."""
 
 from __future__ import annotations
 
 import re
 
-PREFIXES = ("The best answer is", "The correct answer is", "The answer is", "The answer")
-# Quirk: a comma is missing between two entries of the public lists, twice, so the four phrases are never taken away.
-GLUED = ("The best option isThe correct option is", "Best answer:Best option:")
-STATED = {
+PREFIXES = (
+    "The best answer is",
+    "The correct answer is",
+    "The answer is",
+    "The answer",
+    # Quirk: a comma is missing between two entries of the public lists, twice, so the four phrases always stay.
+    "The best option isThe correct option is",
+    "Best answer:Best option:",
+)
+"""Phrases that `first_letter` takes away."""
+STATEMENTS = {
     "answer is": ("", "the ", "correct ", "the correct ", "best ", "the best ", "my "),
     "option is": ("correct ", "the correct ", "best ", "the best "),
     "choice is": ("", "the ", "correct ", "the correct ", "my "),
 }
-PHRASES = [before + phrase for phrase, ways in STATED.items() for before in ways]
+PHRASES = [beginning + statement for statement, beginnings in STATEMENTS.items() for beginning in beginnings]
 PHRASES += ("i choose", "i select", "i pick", "옵션", "정답은", "답은", "답:", "答案是", "答案为", "选", "答えは")
 FORMS = ("({})", "{}.", "{}:", "{})", "{} ")
-"""From the most to the least telling, after a start, an end and a phrase."""
+"""Forms of a letter, from the most to the least telling; less than a letter at an end or after a phrase."""
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 
 
-def strict(text: str, letters: str) -> str:
+def stated_letter(text: str, letters: str) -> str:
     """The letter an answer states: at its head as in `B. cup`, else after `answer is`, else the only one on its own.
 
     "" where none or several are stated. `A` before a word, as in `A man`, is an article and no letter.
     """
-    one = f"([{letters}])"
-    forms = (
-        rf"^\W*{one}\s*[.):](?=\W*$|\s)",
-        rf"(?i:\b(?:answer|option|choice)(?:\s+is)?)[\s:*(\"']*{one}(?=\W*$|[.):,;*\"'])",
-        rf"(?<![A-Za-z0-9_])(?!A\s+(?!(?:is|or|and)\b)[^\W\d_]){one}(?!['’]?\w)",
+    letter = f"([{letters}])"
+    patterns = (
+        rf"^\W*{letter}\s*[.):](?=\W*$|\s)",
+        rf"(?i:\b(?:answer|option|choice)(?:\s+is)?)[\s:*(\"']*{letter}(?=\W*$|[.):,;*\"'])",
+        rf"(?<![A-Za-z0-9_])(?!A\s+(?!(?:is|or|and)\b)[^\W\d_]){letter}(?!['’]?\w)",
     )
-    for form in forms:
-        if found := set(re.findall(form, text)):
-            return found.pop() if len(found) == 1 else ""
+    for pattern in patterns:
+        stated = set(re.findall(pattern, text))
+        if stated:
+            return stated.pop() if len(stated) == 1 else ""
     return ""
 
 
-def legacy(text: str) -> str:
-    """The first of A to D anywhere: Video-MME in lmms-eval up to 0.7.1, the release, the official script."""
-    return _first(text, (*PREFIXES, *GLUED))
-
-
-def vlmeval(text: str) -> str:
-    """The same as VLMEvalKit has it for Video-MME."""
-    return _first(text, (*PREFIXES, *GLUED, "Answer:", "Option:"))
-
-
-def _first(text: str, prefixes: tuple[str, ...]) -> str:
+def first_letter(text: str) -> str:
+    """The first of A to D anywhere, or "": Video-MME in lmms-eval up to 0.7.1, by its authors and by PAVE's code."""
     text = text.strip()
-    for prefix in prefixes:
+    for prefix in PREFIXES:
         text = text.replace(prefix, "")
-    found = re.search("[ABCD]", text)
-    return found[0] if found else ""
+    letter = re.search("[ABCD]", text)
+    return letter[0] if letter else ""
 
 
-def mcq(text: str, letters: str) -> str:
-    """The most telling place of any of `letters`, the last of equals: lmms-eval from 0.7.2 for Video-MME and MLVU."""
+def extract_mcq_answer(text: str, letters: str) -> str:
+    """The letter at the most telling place, the last of equals: lmms-eval from 0.7.2 for Video-MME and MLVU."""
     text = text.strip()
     for mark in ",.!?;:'\"":
         text = text.strip(mark)
+    stripped = text.strip()
     text = f" {text} "
-    bare, lower = text.strip(), text.lower()
-    after = [at + len(phrase) for phrase in PHRASES if (at := lower.find(phrase)) >= 0]
-    places: list[tuple[int, int, str]] = []
-    for name in letters:
-        if bare.startswith(name) and not bare[1:2].isalpha():
-            places.append((len(FORMS) + 2, 0, name))
-        if bare.endswith(name) and not bare[-2:-1].isalpha():
-            places.append((len(FORMS) + 1, 0, name))
-        places += [(len(FORMS), text.find(name, start), name) for start in after if name in text[start:]]
-        forms = [form.format(name) for form in FORMS]
-        places += [(len(FORMS) - rank, text.rfind(form), name) for rank, form in enumerate(forms, 1) if form in text]
-    places = places or [(0, text.rfind(name), name) for name in letters if name in text]
-    return max(places, key=lambda place: place[:2], default=(0, 0, ""))[2]
+    lower = text.lower()
+    phrase_ends = [lower.find(phrase) + len(phrase) for phrase in PHRASES if phrase in lower]
+
+    # (rank, position, letter)
+    candidates: list[tuple[int, int, str]] = []
+    for letter in letters:
+        if stripped.startswith(letter) and not stripped[1:2].isalpha():
+            candidates.append((len(FORMS) + 2, 0, letter))
+        if stripped.endswith(letter) and not stripped[-2:-1].isalpha():
+            candidates.append((len(FORMS) + 1, 0, letter))
+        for end in phrase_ends:
+            if letter in text[end:]:
+                candidates.append((len(FORMS), text.find(letter, end), letter))
+        for rank, form in enumerate(FORMS, start=1):
+            if form.format(letter) in text:
+                candidates.append((len(FORMS) - rank, text.rfind(form.format(letter)), letter))
+
+    if not candidates:
+        candidates = [(0, text.rfind(letter), letter) for letter in letters if letter in text]
+    return max(candidates, key=lambda candidate: candidate[:2], default=(0, 0, ""))[2]
 
 
-def mvbench(text: str) -> str:
-    """The letter that lmms-eval finds for MVBench."""
+def mvbench_letter(text: str) -> str:
+    """The letter that lmms-eval extracts for MVBench, or ""."""
     text = text.strip()
-    if found := re.match(r"([A-E])\.\s*.+$", text, re.IGNORECASE):
-        return found[1].upper()
+    at_head = re.match(r"([A-E])\.\s*.+$", text, re.IGNORECASE)
+    if at_head:
+        return at_head[1].upper()
+
     text = text.replace("\n", " ").replace("\t", " ").strip()
-    comma = re.search(r"\d,\d", text)
-    bare = text
+    comma_in_number = re.search(r"\d,\d", text)
+    words = text
     for mark in PUNCTUATION:
-        apart = comma or f"{mark} " in text or f" {mark}" in text
-        bare = bare.replace(mark, "" if apart else " ")
-    bare = re.sub(r"\.(?!\d)", "", bare, count=32)
+        beside_space = f"{mark} " in text or f" {mark}" in text
+        words = words.replace(mark, "" if comma_in_number or beside_space else " ")
+    words = re.sub(r"\.(?!\d)", "", words, count=32)
     for mark in "'\")(":
-        bare = bare.strip(mark)
-    bare = bare.strip().lower()
+        words = words.strip(mark)
+    words = words.strip().lower()
+
     # Quirk: the article `a` is the letter A.
-    if found := re.search(r"\b[A-E]\b", bare, re.IGNORECASE):
-        return found[0].upper()
-    return bare.upper() if bare in tuple("fgh") else ""
+    alone = re.search(r"\b[A-E]\b", words, re.IGNORECASE)
+    if alone:
+        return alone[0].upper()
+    return words.upper() if words in tuple("fgh") else ""
 
 
-def mvbench_official(text: str, answer: str) -> bool:
-    """Is the first word the letter `answer`, by the notebook of MVBench's authors?"""
+def is_right_for_mvbench_authors(text: str, letter: str) -> bool:
+    """Whether the first word is the right letter, by the notebook of MVBench's authors."""
     # Quirk: an empty answer is right, whatever the letter.
-    first, gold = text.lower().split(" ")[0], f"({answer.lower()})"
-    return first.replace(".", "") in gold or gold in first
+    first_word, reference = text.lower().split(" ")[0], f"({letter.lower()})"
+    return first_word.replace(".", "") in reference or reference in first_word
 
 
-def mlvu(text: str) -> str:
-    """What stands before the first `)`, or all there is: lmms-eval 0.3 to 0.7.1 for MLVU, its copy in the release."""
+def letter_before_bracket(text: str) -> str:
+    """What is before the first `)`, or the whole text: lmms-eval 0.3 to 0.7.1 for MLVU, and PAVE's copy of it."""
     text = text.strip()
     end = text.find(")")
     return text if end < 0 else text[max(end - 1, 0) : end]

@@ -95,8 +95,8 @@ class CachedTower(nn.Module):
     dtype = torch.float32
 
     def forward(self, features: Tensor, output_hidden_states: bool) -> SimpleNamespace:
-        """Return float[N,16,Q] as the tower's last hidden state."""
-        return SimpleNamespace(hidden_states=[features])
+        """Return float[N,1,16,Q] as the tower's last hidden state float[N,16,Q]."""
+        return SimpleNamespace(hidden_states=[features.squeeze(1)])
 
 
 def pretrain(out: Path, vision_steps: int = 500, scenes: int = 8000, steps: int = 3200, seed: int = 0) -> None:
@@ -128,7 +128,9 @@ def instruction_tune(base: LlavaOnevision, scenes: int, steps: int, seed: int) -
             samples = []
             for features in chosen:
                 order = rng.permutation(len(sideworld.scene_questions(features.scene))).tolist()
-                samples.append(make_conversation(base, features.scene, order, blend_captions(features, fading, rng)))
+                # Features take the place of pixels float[T,3,h,w], hence the dimension of one.
+                pixels = blend_captions(features, fading, rng)[:, None]
+                samples.append(make_conversation(base, features.scene, order, pixels))
             yield model(**collate(samples, base.tokenizer.pad_token_id))["loss"]
 
     optimise(base.hf, losses(), steps, rate=2e-3)

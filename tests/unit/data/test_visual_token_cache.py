@@ -13,7 +13,7 @@ from pave.checkpoints import build
 from pave.config import Config
 from pave.data import extraction
 from pave.data.collate import collate
-from pave.data.dataset import Questions
+from pave.data.dataset import QuestionDataset
 from pave.media import video
 from pave.tasks import sideworld
 from pave.types import UserError
@@ -24,7 +24,7 @@ def stored(tiny_setup: TinySetup, tmp_path_factory: pytest.TempPathFactory) -> C
     """A run on stored tokens of all clips of the small world."""
     out, run = tmp_path_factory.mktemp("store"), make_config(*tiny_setup, max_steps=1)
     settings = extraction.Settings(dtype="float32", workers=0)
-    videos = {q.video for split in sideworld.SPLITS for q in sideworld.load(split, tiny_setup.data)}
+    videos = {q.video for split in ("train", "test") for q in sideworld.Task().load(split, tiny_setup.data)}
     names = (f"{tiny_setup.data / video}\t{Path(video).with_suffix('')}\n" for video in sorted(videos))
     (out / "list.txt").write_text("".join(names))
     extraction.main("video", out / "list.txt", out, run.base.path, [f"frames={run.base.frames}"], settings)
@@ -39,10 +39,10 @@ def test_the_same_answers_without_the_videos(
     for patch in model.patches.values():
         torch.nn.init.normal_(patch.out_norm.weight)
     plain = dataclasses.replace(stored, data=dataclasses.replace(stored.data, video_tokens=""))
-    seen = Questions(plain, model.base, "test", True)
+    seen = QuestionDataset(plain, model.base, "test", True)
     samples = [seen[i] for i in range(3)]
     monkeypatch.setattr(video, "read_clip", None)
-    remembered = Questions(stored, model.base, "test", True)
+    remembered = QuestionDataset(stored, model.base, "test", True)
     again = [remembered[i] for i in range(3)]
     assert again[0].pixels is not None
     assert again[0].pixels.ndim == 3
@@ -55,10 +55,10 @@ def test_tokens_of_other_frames_are_refused(stored: Config) -> None:
     base = build.create(stored).base
     more = dataclasses.replace(stored, base=dataclasses.replace(stored.base, frames=stored.base.frames + 1))
     with pytest.raises(UserError, match=r"made of \d+ frames, base\.frames is \d+; extract it again"):
-        Questions(more, base, "test", True)[0]
+        QuestionDataset(more, base, "test", True)[0]
 
 
 def test_missing_tokens_say_what_to_run(stored: Config, tmp_path: Path) -> None:
     empty = dataclasses.replace(stored, data=dataclasses.replace(stored.data, video_tokens=str(tmp_path)))
     with pytest.raises(UserError, match=r"no such video tokens file .*run `pave extract video` first"):
-        Questions(empty, build.create(empty).base, "test", True)
+        QuestionDataset(empty, build.create(empty).base, "test", True)

@@ -34,7 +34,7 @@ def share(pairs: list[tuple[Question, Prediction | None]]) -> dict[str, float]:
     return {"accuracy": float(np.mean(right)), "n": len(pairs), "longest": max(len(p.text) for _, p in pairs if p)}
 
 
-TASK = SimpleNamespace(score=share)
+TASK = SimpleNamespace(score=share, score_each=share)
 
 
 def test_intervals_are_of_videos_not_of_questions() -> None:
@@ -76,7 +76,9 @@ def test_metrics_of_a_part_of_the_questions() -> None:
 
     asked = questions(4, 3)
     a, b = np.arange(12) % 2 == 0, np.arange(12) % 3 == 0
-    compared = compare_runs.compare(SimpleNamespace(score=by_kind), asked, said(asked, a), said(asked, b))
+    compared = compare_runs.compare(
+        SimpleNamespace(score=by_kind, score_each=by_kind), asked, said(asked, a), said(asked, b)
+    )
     assert [(row.what, row.n) for row in compared.rows] == [("even", 6), ("odd", 6)]
     assert len(compared.flips) == sum(a != b)
     assert {f.qid for f in compared.flips if f.better == "a"} == {q.qid for q, x, y in zip(asked, a, b) if x and not y}

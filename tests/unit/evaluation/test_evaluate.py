@@ -53,7 +53,9 @@ def test_an_undisturbed_run(whole: Path, monkeypatch: pytest.MonkeyPatch, ready:
     assert results(whole) == before
 
 
-def test_each_video_is_read_once(ready: tuple[PatchedModel, Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_video_is_read_once(
+    ready: tuple[PatchedModel, Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read: list[int] = []
     get = QuestionDataset.__getitem__
     monkeypatch.setattr(QuestionDataset, "__getitem__", lambda self, index: (read.append(index), get(self, index))[1])
@@ -223,7 +225,11 @@ def test_another_model_or_prompt_is_not_mixed(
 
 
 def test_limit_is_marked_and_the_rest_is_asked_later(
-    ready: tuple[PatchedModel, Config], whole: Path, tmp_path: Path, tiny_setup: TinySetup, monkeypatch: pytest.MonkeyPatch
+    ready: tuple[PatchedModel, Config],
+    whole: Path,
+    tmp_path: Path,
+    tiny_setup: TinySetup,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     calls = count(monkeypatch)
     text = evaluate.main(*ready, tmp_path, other(limit=7))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from helpers.panda_folder import folder as panda  # noqa: F401
+from helpers.panda_folder import make_panda
 from helpers.random_checkpoints import save_trained
 from helpers.server_client import running
 from helpers.tiny_bases import make_original, make_port, make_ppllava, make_qwen
@@ -27,6 +27,7 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
     "video_llava port": make_port,
     "video_llava original": make_original,
     "qwen2_5_vl": make_qwen,
+    "video_panda": make_panda,
 }
 FRAMES = {"video_llava port": 8, "video_llava original": 8}
 TOKENS = 4
@@ -42,10 +43,10 @@ class Trained(NamedTuple):
     """Of the video, with what `pave eval` answers."""
 
 
-@pytest.fixture(scope="module", params=[*MAKERS, "video_panda"])
+@pytest.fixture(scope="module", params=MAKERS)
 def trained(request: pytest.FixtureRequest, tiny_setup: TinySetup, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     kind, out = request.param, tmp_path_factory.mktemp("base")
-    path = request.getfixturevalue("panda") if kind == "video_panda" else MAKERS[kind](_new(out / "base"))
+    path = MAKERS[kind](_new(out / "base"))
     name, frames = kind.split()[0], FRAMES.get(kind, 4)
     base = BaseConfig(name=name, path=str(path), frames=frames, newline="no_token", dtype="float32")
     folder = save_trained(dataclasses.replace(make_config(*tiny_setup), base=base), out / "patch", 0)

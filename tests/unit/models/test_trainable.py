@@ -23,9 +23,9 @@ from pave.data.dataset import make_sample
 from pave.models import trainable
 from pave.models.patched_model import PatchedModel
 from pave.models.trainable import outermost_modules
+from pave.tasks.base import get_task
 from pave.training import mixture, recipe, train
 from pave.types import Clip, SideTokens, UserError, VideoTokens
-from pave.utils import registry
 
 ALONE = LoraConfig(r=0)
 MAKE = {
@@ -192,9 +192,9 @@ def test_lora_and_projector_learn_together(tiny_setup: TinySetup) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"learn": ["projectr"]}, "no part 'projectr'; did you mean 'projector'"),
-        ({"learn": ["llm"], "dtype": "bfloat16"}, "set base.dtype=float32"),
-        ({"init": "nowhere"}, "nowhere/base.safetensors"),
+        ({"trainable": ["projectr"]}, "no part 'projectr'; did you mean 'projector'"),
+        ({"trainable": ["llm"], "dtype": "bfloat16"}, "set base.dtype=float32"),
+        ({"init_from": "nowhere"}, "nowhere/base.safetensors"),
     ],
 )
 def test_settings_that_do_not_fit(tiny_setup: TinySetup, change: dict, message: str) -> None:
@@ -232,5 +232,5 @@ def test_recipes_of_whole_models_are_whole(file: Path) -> None:
     assert config.base.dtype == "float32"
     assert config.lora.r == 0
     for one in mixture.task_configs(config).values():
-        assert "train" in registry.load("tasks", one.data.task).SPLITS
+        assert "train" in get_task(one.data.task).splits
     assert (file.parents[2] / config.train["deepspeed"]).is_file()

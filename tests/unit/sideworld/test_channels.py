@@ -158,7 +158,7 @@ def test_no_channel_tells_what_another_shows(scenes: list[Scene]) -> None:
 
 def test_the_flash_that_was_heard_needs_both_channels(scenes: list[Scene]) -> None:
     """Each light flickers during one jump and the sound is at either: light leaves two answers and sound alone six."""
-    kind = next(kind for kind in sideworld.FURTHER if kind.name == "heard_flash")
+    kind = next(kind for kind in sideworld.EXTRA_KINDS if kind.name == "heard_flash")
     answers = [kind.answer(one) for one in scenes]
     for one, answer in zip(scenes, answers):
         lit = [flash.color for flash in one.flashes if one.heard_at <= flash.frames[0] / FPS < one.heard_at + 0.8]
@@ -259,15 +259,15 @@ def test_other_channels_are_another_world(world: Path) -> None:
     ],
 )
 def test_questions_are_about_the_channels_of_a_clip(channels: list[str], kinds: set[str]) -> None:
-    asked = {question.group for question in sideworld.ask(with_channels(scene(0), channels))}
+    asked = {question.group for question in sideworld.scene_questions(with_channels(scene(0), channels))}
     assert asked == kinds | {"bigger_color", "shape_of_color", "left_shape"}
 
 
 def test_answers(world: Path) -> None:
     records = read_scenes(world / "scenes_test.jsonl")
-    questions = {question.qid: question for question in sideworld.load("test", world)}
-    assert len(questions) == 2 * (len(sideworld.KINDS) + len(sideworld.FURTHER))
-    assert set(sideworld.chance(list(questions.values()))) >= {
+    questions = {question.qid: question for question in sideworld.Task().load("test", world)}
+    assert len(questions) == 2 * (len(sideworld.BASE_KINDS) + len(sideworld.EXTRA_KINDS))
+    assert set(sideworld.Task().chance(list(questions.values()))) >= {
         "audio",
         "visual",
         "dense",
@@ -286,20 +286,20 @@ def test_answers(world: Path) -> None:
 
 def test_the_split_to_begin_with_has_no_visual_controls(world: Path) -> None:
     controls = {"bigger_color", "shape_of_color", "left_shape"}
-    assert sideworld.load("channels", world) == [q for q in sideworld.load("train", world) if q.group not in controls]
-    assert len(sideworld.load("channels", world)) == 6 * (2 + len(sideworld.FURTHER))
+    assert sideworld.Task().load("channels", world) == [q for q in sideworld.Task().load("train", world) if q.group not in controls]
+    assert len(sideworld.Task().load("channels", world)) == 6 * (2 + len(sideworld.EXTRA_KINDS))
 
 
 def test_options_are_equally_likely_and_in_order(scenes: list[Scene]) -> None:
-    for kind in sideworld.FURTHER:
+    for kind in sideworld.EXTRA_KINDS:
         count = len(kind.options(scenes[0]))
         places = [kind.options(one).index(kind.answer(one)) for one in scenes]
         assert all(list(kind.options(one)) == sorted(set(kind.options(one))) for one in scenes[:200])
         spread = 4 * np.sqrt(1 / count * (1 - 1 / count) / len(scenes))
         assert np.abs(np.bincount(places, minlength=count) / len(scenes) - 1 / count).max() < spread, kind.name
-        guess = sideworld.chance([question_of(kind.name)])
+        guess = sideworld.Task().chance([question_of(kind.name)])
         assert guess == {kind.name: pytest.approx(1 / count), kind.needs: pytest.approx(1 / count)}
 
 
 def question_of(group: str) -> sideworld.Question:
-    return next(q for q in sideworld.ask(with_channels(scene(0), CHANNELS)) if q.group == group)
+    return next(q for q in sideworld.scene_questions(with_channels(scene(0), CHANNELS)) if q.group == group)

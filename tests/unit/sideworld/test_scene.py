@@ -239,7 +239,7 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_killed_run_leaves_only_whole_clips_and_can_be_finished(tmp_path: Path) -> None:
     call = f"make(Path({str(tmp_path)!r}), 60, 0, 0, 1)"
-    code = f"from pathlib import Path; from pave.io.sideworld_files import make; {call}"
+    code = f"from pathlib import Path; from pave.sideworld.files import make; {call}"
     run = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     while not (tmp_path / "videos/train_00003.mp4").exists():
         assert run.poll() is None
@@ -251,4 +251,4 @@ def test_a_killed_run_leaves_only_whole_clips_and_can_be_finished(tmp_path: Path
     for clip in clips:
         assert decode(clip)[0].shape == (64, 64, 64, 3)
     make(tmp_path, clips_train=60, clips_test=0, seed=0, workers=1)
-    assert len(sideworld.load("train", tmp_path)) == 60 * len(sideworld.KINDS)
+    assert len(sideworld.Task().load("train", tmp_path)) == 60 * len(sideworld.BASE_KINDS)

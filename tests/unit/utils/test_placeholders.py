@@ -16,12 +16,12 @@ from test_tune import MAKE
 
 from pave.checkpoints import build
 from pave.config import BaseConfig, Config
-from pave.data.collate import collate, conversation
-from pave.data.dataset import Questions
+from pave.data.collate import collate, encode_conversation
+from pave.data.dataset import QuestionDataset
 from pave.evaluation import evaluate
 from pave.tasks import _annotations, sideworld
 from pave.training import train
-from pave.types import VIDEO, UserError
+from pave.types import VIDEO_TOKEN_ID, UserError
 from pave.utils import placeholders
 
 CASES = {case["case"]: case for case in read_json(GOLDEN / "module/text/labels.json")["cases"]}
@@ -34,10 +34,10 @@ def test_a_tag_goes_as_the_official_loader_takes_it(name: str) -> None:
     said = [turn["value"] for turn in CASES[name]["conversations"]]
     if name in SECOND:
         with pytest.raises(UserError, match="expected at most one <video> or <image>"):
-            placeholders.bare(said, "7")
+            placeholders.remove_tag(said, "7")
         return
     want = [turn["value"] for turn in CASES[name]["after_preprocess_video_multimodal"]]
-    assert placeholders.bare(said, "7") == [text.removeprefix("<video>\n") for text in want]
+    assert placeholders.remove_tag(said, "7") == [text.removeprefix("<video>\n") for text in want]
 
 
 @pytest.fixture(scope="module", params=MAKE)
@@ -47,11 +47,11 @@ def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def test_a_tag_changes_nothing(base: Any) -> None:
-    want = conversation(base, "what is heard?", (("a dog?", "barks"),), "a human")
+    want = encode_conversation(base, "what is heard?", (("a dog?", "barks"),), "a human")
     for tag in placeholders.TAGS:
         for question in (f"{tag}\na dog?", f"a dog?\n{tag}", f"{tag}a dog?"):
-            assert conversation(base, "what is heard?", ((question, "barks"),), "a human") == want
-    assert want.ids.count(VIDEO) == 1
+            assert encode_conversation(base, "what is heard?", ((question, "barks"),), "a human") == want
+    assert want.ids.count(VIDEO_TOKEN_ID) == 1
 
 
 @pytest.mark.parametrize(
@@ -71,13 +71,13 @@ def test_a_second_video_is_refused(base: Any, text: str) -> None:
         ("<video>\nwhat?", (), text),
     ):
         with pytest.raises(UserError, match=r"question '.+': its text holds <.+>, expected at most one") as caught:
-            conversation(base, question, history, answer)
+            encode_conversation(base, question, history, answer)
         assert "\n" not in str(caught.value)
 
 
 def test_what_a_tag_leaves_is_looked_at_too(tiny_setup: TinySetup) -> None:
     with pytest.raises(UserError, match="shows 2 videos"):
-        conversation(build.load_base(make_config(*tiny_setup).base), "a dog <vi<video>deo>")
+        encode_conversation(build.load_base(make_config(*tiny_setup).base), "a dog <vi<video>deo>")
 
 
 def llava(turns: list[str]) -> dict[str, Any]:
@@ -88,9 +88,9 @@ def llava(turns: list[str]) -> dict[str, Any]:
 def test_records_of_the_llava_family() -> None:
     want = [("What is shown?", "A street."), ("Is it night?", "No.")]
     for asked in ("<image>\nWhat is shown?", "<video>\nWhat is shown?", "What is shown?\n<video>", "What is shown?"):
-        assert _annotations.turns(llava([asked, "A street.", "Is it night?", "No."])) == want
+        assert _annotations.conversation(llava([asked, "A street.", "Is it night?", "No."])) == want
     with pytest.raises(ValueError, match=r"question '<video> What is shown.'.*holds <video> <video>"):
-        _annotations.turns(llava(["<video>\nWhat is shown?", "A street.", "<video>\nIs it night?", "No."]))
+        _annotations.conversation(llava(["<video>\nWhat is shown?", "A street.", "<video>\nIs it night?", "No."]))
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def tagged(tiny_setup: TinySetup, tmp_path: Path) -> Config:
 def write(root: str, prompt: str) -> None:
     lines = [
         {"id": q.qid, "video": q.video, "prompt": prompt.format(q.text), "chosen": q.answers[0], "rejected": "no"}
-        for q in sideworld.load("train", Path(root))[:4]
+        for q in sideworld.Task().load("train", Path(root))[:4]
     ]
     (Path(root) / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
@@ -115,7 +115,7 @@ def test_training_on_records_with_a_tag(tagged: Config, tmp_path: Path) -> None:
     samples = []
     for prompt in ("{}", "<video>\n{}", "{}\n<image>"):
         write(tagged.data.root, prompt)
-        samples.append(Questions(tagged, model.base, "train", with_answers=True)[0].ids)
+        samples.append(QuestionDataset(tagged, model.base, "train", with_answers=True)[0].ids)
     assert samples[0] == samples[1] == samples[2]
     write(tagged.data.root, "{} <video> <video>")
     with pytest.raises(UserError, match=r"record 1 question .* holds <video> <video>"):
@@ -126,9 +126,9 @@ def test_a_task_that_leaves_tags_in_is_refused_before_anything_starts(
     tiny_setup: TinySetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make_config(*tiny_setup, max_steps=2)
-    asked = sideworld.prompt
-    monkeypatch.setattr(sideworld, "prompt", lambda q: f"<video>\n{asked(q)} <video>")
-    first = sideworld.load("train", tiny_setup.data)[0].qid
+    asked = sideworld.Task().prompt
+    monkeypatch.setattr(sideworld.Task, "prompt", lambda self, q: f"<video>\n{asked(q)} <video>")
+    first = sideworld.Task().load("train", tiny_setup.data)[0].qid
     with pytest.raises(UserError, match=f"question '{first}': its text holds <video> <video>"):
         train.main(config, tmp_path / "out")
     model = build.create(config)
@@ -142,34 +142,34 @@ def test_a_task_that_leaves_tags_in_is_refused_before_anything_starts(
 def test_one_tag_is_answered_as_none(tiny_setup: TinySetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = make_config(*tiny_setup)
     model = build.create(config).eval()
-    want, asked = Questions(config, model.base, "test", with_answers=False)[0].ids, sideworld.prompt
-    monkeypatch.setattr(sideworld, "prompt", lambda q: f"{asked(q)}\n<video>")
-    assert Questions(config, model.base, "test", with_answers=False)[0].ids == want
+    want, asked = QuestionDataset(config, model.base, "test", with_answers=False)[0].ids, sideworld.Task().prompt
+    monkeypatch.setattr(sideworld.Task, "prompt", lambda self, q: f"{asked(q)}\n<video>")
+    assert QuestionDataset(config, model.base, "test", with_answers=False)[0].ids == want
 
 
 @torch.no_grad()
 def test_a_row_holds_its_own_video(tiny_setup: TinySetup) -> None:
     config = make_config(*tiny_setup)
     model = build.create(config).eval()
-    data = Questions(config, model.base, "train", with_answers=True)
+    data = QuestionDataset(config, model.base, "train", with_answers=True)
     one, two = data[0], data[4]
     fill = model.base.tokenizer.pad_token_id
 
     def splice(*samples: Any, apart: bool = False) -> torch.Tensor:
-        batch = collate(samples, fill, apart=apart)
+        batch = collate(samples, fill, separate_videos=apart)
         return model.splice(batch["ids"], batch["pixels"], batch["sides"], batch["frame_seconds"])
 
     for apart in (False, True):
         whole = splice(one, two, apart=apart)
         again = splice(one, two, one._replace(pixels=None), two._replace(pixels=None), apart=apart)
         assert torch.equal(again, torch.cat([whole, whole]))
-        end = one.ids.index(VIDEO) + 2
+        end = one.ids.index(VIDEO_TOKEN_ID) + 2
         cut = [sample._replace(ids=sample.ids[:end], labels=sample.labels[:end]) for sample in (one, two)]
-        assert 0 < cut[0].ids.count(VIDEO) < one.ids.count(VIDEO)
+        assert 0 < cut[0].ids.count(VIDEO_TOKEN_ID) < one.ids.count(VIDEO_TOKEN_ID)
         assert torch.equal(splice(*cut, apart=apart), whole[:, :end])
         text = one._replace(ids=[7, 7], labels=[7, 7], pixels=None)
         assert torch.equal(splice(text, one, two, apart=apart)[1:], whole)
-        more = one._replace(ids=[*one.ids, VIDEO], labels=[*one.labels, 0])
+        more = one._replace(ids=[*one.ids, VIDEO_TOKEN_ID], labels=[*one.labels, 0])
         with pytest.raises(UserError, match=r"a row has .* visual places"):
             splice(more, two, apart=apart)
         with pytest.raises(UserError, match="3 rows show a video, there are 2 videos"):
