@@ -65,7 +65,8 @@ def hears_when_it_sounds(folder: Path) -> None:
     from mine import spectrum
 
     for record in read_scenes(folder / "data/scenes_train.jsonl"):
-        x, seconds = spectrum.load(folder / f"data/features/spectrum/{Path(record.video).stem}.safetensors")
+        file = folder / f"data/features/spectrum/{Path(record.video).stem}.safetensors"
+        x, seconds = spectrum.SideChannel().load(file)
         assert x.shape[1:] == (1, 32)
         assert seconds is not None
         loudest = seconds[x[: len(seconds)].sum((1, 2)).argmax()]
