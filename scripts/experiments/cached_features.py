@@ -25,7 +25,7 @@ from pave.data.collate import Sample, collate
 from pave.data.dataset import QuestionDataset
 from pave.media import feature_files
 from pave.models import state_dicts
-from pave.models.bases.ppllava import PPLLaVA
+from pave.models.bases.ppllava import Base as PPLLaVA
 from pave.models.patched_model import PatchedModel
 from pave.training.tiny_models.optimisation import bfloat16_autocast, optimise
 from pave.types import IGNORE_INDEX

@@ -37,7 +37,7 @@ RECIPES = {
     ),
     "scanqa": Recipe("scanqa", "val", ("scene3d",), 4, 4, 1, PATCH, ("84.2", "40.0", "103.4", "48.5")),
     "sqa3d": Recipe("sqa3d", "test", ("scene3d",), 4, 8, 2, PATCH, ("51.1", "52.8", "59.0", "61.4")),
-    "egoexo4d_dp": Recipe(
+    "egoexo4d_dp_data": Recipe(
         *("egoexo", "val", ("exo",), 2, 16, 2, {"0.5b": 6_301_312, "7b": 9_061_888}), published=("32.4", "44.2")
     ),
     "enhanced_video": Recipe(
