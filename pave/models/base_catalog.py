@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from pave.utils import registry
+from pave.utils import registry, tables
 
 
 class Facts(NamedTuple):
@@ -33,5 +33,4 @@ def table() -> str:
     """Every base that there is, a line each; of those that others wrote the name alone."""
     lines = [("base", "sizes", "tokens a frame", "licence of the weights", "page")]
     lines += [(name, *BASES[name]) if name in BASES else (name, "", "", "", "") for name in registry.names("bases")]
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+    return tables.aligned(lines, text_columns=len(lines[0]))

@@ -31,7 +31,7 @@ def test_shipped_config_builds_and_says_what_it_is(file: Path, tmp_path: Path) -
     arguments = recipe.training_arguments(resolved, tmp_path)
     assert arguments.max_steps > 0 or arguments.num_train_epochs in (1, 2)
     head = file.read_text().split("base:")[0]
-    assert f"configs/{file.name}" in head or f"bash scripts/recipes/{file.stem}.sh" in head
+    assert f"configs/{file.name}" in head or f"bash scripts/{file.stem}_train.sh" in head
     assert "Hardware:" in head
     (tmp_path / "again.yaml").write_text(config.dump(resolved))
     assert config.load(tmp_path / "again.yaml") == resolved
