@@ -1,10 +1,10 @@
-"""Checkpoints in and out: our folder. The released layout is in official.py."""
+"""Build models: load a base, make patches, start fresh or from a trained folder of ours."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,36 +14,36 @@ from pave.checkpoints.patch_folder import ADAPTER_FILE, PATCH_FILE, check_same_b
 from pave.config import BaseConfig, Config, LoraConfig, PatchConfig
 from pave.media import feature_files
 from pave.models import lora, state_dicts, trainable
-from pave.models.bases._loading import Settings
+from pave.models.base import Base, LoadSettings, get_base
 from pave.models.patch.patch import ConvShape, Patch
 from pave.models.patched_model import PatchedModel, check_weight
 from pave.models.state_dicts import shapes
 from pave.types import UserError
-from pave.utils import registry
 
 GEOMETRY = (
-    *(
-        "side_dim",
-        "hidden_dim",
-        "side_hidden_dim",
-        "heads",
-        "num_layers",
-        "rope",
-        "conv_blocks",
-        "conv_strides",
-        "conv_scales",
-    ),
-    *("queries", "value_projection", "neighborhood", "window_reach"),
+    "side_dim",
+    "hidden_dim",
+    "side_hidden_dim",
+    "heads",
+    "num_layers",
+    "rope",
+    "conv_blocks",
+    "conv_strides",
+    "conv_scales",
+    "queries",
+    "value_projection",
+    "neighborhood",
+    "window_reach",
 )
-"""What two patches with interchangeable tensors have in common."""
+"""Settings that two patches with interchangeable tensors have in common."""
 
 
-def load_base(config: BaseConfig, weights: bool = True) -> Any:
+def load_base(config: BaseConfig, weights: bool = True) -> Base:
     """The base that a config names; frozen."""
-    settings = {name: getattr(config, name) for name in Settings._fields}
-    how = Settings(**{**settings, "dtype": getattr(torch, config.dtype)})
+    settings = {name: getattr(config, name) for name in LoadSettings._fields}
+    how = LoadSettings(**{**settings, "dtype": getattr(torch, config.dtype)})
     try:
-        base = registry.load("bases", config.name).load(configs.resolve(config.path), how, weights)
+        base = get_base(config.name).load(configs.resolve(config.path), how, weights)
     except ImportError as error:
         if config.attention == "sdpa":
             raise
@@ -74,28 +74,35 @@ def make_patch(config: PatchConfig, query_dim: int, embed_dim: int) -> Patch:
     )
 
 
-def create(config: Config, weights: bool = True) -> PatchedModel:
-    """A fresh model: frozen base, LoRA and patches at their start or that of their `init`; what trains as configured.
+def make_patches(sides: Mapping[str, PatchConfig], base: Base) -> dict[str, Patch]:
+    """A fresh patch for each side-channel, between a base's widths."""
+    return {name: make_patch(side, base.query_dim, base.embed_dim) for name, side in sides.items()}
 
-    Without weights: shapes only, and no `init`. Raises UserError where an `init` folder does not fit.
+
+def create(config: Config, weights: bool = True) -> PatchedModel:
+    """A fresh model: frozen base, LoRA and patches at their start or that of their `init_from`; trainable as set.
+
+    Without weights: shapes only, and no `init_from`. Raises UserError where an `init_from` folder does not fit.
     """
     base = load_base(config.base, weights)
     with torch.device("cpu" if weights else "meta"):
         lora.inject(base.hf, base.lora_targets, config.lora)
-        patches = {name: make_patch(side, base.query_dim, base.embed_dim) for name, side in config.sides.items()}
-        model = PatchedModel(base, patches)
-    for name, side in config.sides.items():
-        if side.init_from and weights:
-            init_patch_from(model.patches[name], name, config, Path(configs.resolve(side.init_from)))
-    if config.lora.init_from and weights:
-        init_lora_from(model, config, Path(configs.resolve(config.lora.init_from)))
+        model = PatchedModel(base, make_patches(config.sides, base))
+
+    if weights:
+        for name, side in config.sides.items():
+            if side.init_from:
+                init_patch_from(model.patches[name], name, config, Path(configs.resolve(side.init_from)))
+        if config.lora.init_from:
+            init_lora_from(model, config, Path(configs.resolve(config.lora.init_from)))
+
     trainable.make_trainable(model, config)
     apply_patch_settings(model, config.sides)
     return model
 
 
 def apply_patch_settings(model: PatchedModel, sides: Mapping[str, PatchConfig]) -> None:
-    """Freeze the patches that do not train; weights as configured."""
+    """Freeze the patches that do not train, and weight them as configured."""
     for name, side in sides.items():
         if not side.trainable:
             model.patches[name].requires_grad_(False)
@@ -109,19 +116,19 @@ def init_patch_from(patch: nn.Module, name: str, config: Config, folder: Path) -
     check_same_base(trained, config, folder)
     if name not in trained.sides and len(trained.sides) != 1:
         raise UserError(
-            f"{folder}: sides.{name}.init_from finds the patches {sorted(trained.sides)}; expected '{name}'"
+            f"{folder}: has the patches {sorted(trained.sides)}, sides.{name}.init_from needs '{name}' or a single one"
         )
     source = name if name in trained.sides else next(iter(trained.sides))
     for field in GEOMETRY:
-        found, expected = getattr(trained.sides[source], field), getattr(config.sides[name], field)
-        if found != expected:
+        actual, expected = getattr(trained.sides[source], field), getattr(config.sides[name], field)
+        if actual != expected:
             raise UserError(
-                f"{folder}: patch '{source}' has {field}={found}, sides.{name} has {expected}; set it alike"
+                f"{folder}: patch '{source}' has {field}={actual}, sides.{name} has {expected}; set it alike"
             )
+
     prefix = f"{source}."
-    tensors = {
-        k.removeprefix(prefix): x for k, x in feature_files.read_safetensors(file).state.items() if k.startswith(prefix)
-    }
+    state = feature_files.read_safetensors(file).state
+    tensors = {key.removeprefix(prefix): x for key, x in state.items() if key.startswith(prefix)}
     state_dicts.check_same(shapes(patch.state_dict()), shapes(tensors), file)
     patch.load_state_dict(tensors)
 
@@ -133,14 +140,14 @@ def init_lora_from(model: PatchedModel, config: Config, folder: Path) -> None:
     if not trained.lora.r:
         raise UserError(f"{folder}: has no LoRA to start from; leave lora.init_from empty")
     for field in ("r", "alpha"):
-        found, expected = getattr(trained.lora, field), getattr(config.lora, field)
-        if found != expected:
-            raise UserError(f"{folder}: its LoRA has {field}={found}, lora.{field} is {expected}; set it alike")
+        actual, expected = getattr(trained.lora, field), getattr(config.lora, field)
+        if actual != expected:
+            raise UserError(f"{folder}: its LoRA has {field}={actual}, lora.{field} is {expected}; set it alike")
     lora.load_state(model.base.hf, feature_files.read_safetensors(folder / ADAPTER_FILE).state, folder / ADAPTER_FILE)
 
 
 def load(folder: Path, overrides: Sequence[str] = (), trust_plugins: bool = False) -> tuple[PatchedModel, Config]:
-    """A trained model from a folder of ours. Strict; see `read_config` for plugins."""
+    """Load a trained model from a folder of ours. Strict; see `read_config` for plugins."""
     config = read_config(folder, overrides, trust_plugins)
     model = PatchedModel(load_base(config.base), {})
     if trainable.is_modified(config.base):
@@ -149,39 +156,40 @@ def load(folder: Path, overrides: Sequence[str] = (), trust_plugins: bool = Fals
     return model.eval(), config
 
 
-def read(model: PatchedModel, config: Config, folder: Path) -> None:
+def load_into(model: PatchedModel, config: Config, folder: Path) -> None:
     """Fill a model in place from a folder. Raises UserError naming a missing, extra or misshapen tensor."""
-    trained = read_checked(model, config, folder)
-    model.patches.load_state_dict(trained.patches.state_dict())
-    if trained.lora:
-        lora.load_state(model.base.hf, trained.lora, folder / ADAPTER_FILE)
+    weights = read_checked(model, config, folder)
+    model.patches.load_state_dict(weights.patches.state_dict())
+    if weights.adapter:
+        lora.load_state(model.base.hf, weights.adapter, folder / ADAPTER_FILE)
     if trainable.is_modified(config.base):
         trainable.load_modified(model, folder / trainable.BASE_FILE)
 
 
 class PatchWeights(NamedTuple):
-    """What a folder holds, checked against a base."""
+    """The patches and the LoRA of a folder, checked against a base."""
 
     patches: nn.ModuleDict
-    lora: dict[str, Tensor]
-    """Empty where the folder has none."""
-    settings: LoraConfig
+    adapter: dict[str, Tensor]
+    """Tensors of the LoRA; empty where the folder has none."""
+    lora_config: LoraConfig
     folder: Path
 
 
 def read_checked(model: PatchedModel, config: Config, folder: Path) -> PatchWeights:
-    """Patches and LoRA of a folder for a model's base. Strict, and the model stays as it is."""
+    """Read patches and LoRA of a folder for a model's base. Strict, and the model stays as it is."""
     base, file = model.base, folder / PATCH_FILE
     for name, side in config.sides.items():
         check_weight(name, side.weight)
+
     with torch.device("meta"):
-        patches = nn.ModuleDict(
-            {name: make_patch(side, base.query_dim, base.embed_dim) for name, side in config.sides.items()}
-        )
+        patches = nn.ModuleDict(make_patches(config.sides, base))
     device = next(base.parameters()).device
-    tensors = {k: x.to(device, torch.float32, copy=True) for k, x in feature_files.read_safetensors(file).state.items()}
+    state = feature_files.read_safetensors(file).state
+    tensors = {key: x.to(device, torch.float32, copy=True) for key, x in state.items()}
     state_dicts.check_same(shapes(patches.state_dict()), shapes(tensors), file)
     patches.load_state_dict(tensors, assign=True)
+
     adapter: dict[str, Tensor] = {}
     if config.lora.r:
         adapter = feature_files.read_safetensors(folder / ADAPTER_FILE).state
@@ -189,13 +197,13 @@ def read_checked(model: PatchedModel, config: Config, folder: Path) -> PatchWeig
     return PatchWeights(patches, adapter, config.lora, folder)
 
 
-def attach_patches(model: PatchedModel, name: str, sides: Mapping[str, PatchConfig], trained: PatchWeights) -> None:
+def attach_patches(model: PatchedModel, name: str, sides: Mapping[str, PatchConfig], weights: PatchWeights) -> None:
     """Put patches on a model, in the order and under the names of `sides`, and their LoRA under `name`."""
-    model.patches.update(dict(zip(sides, trained.patches.values())))
-    if trained.lora:
+    model.patches.update(dict(zip(sides, weights.patches.values())))
+    if weights.adapter:
         hf = model.base.hf
-        lora.inject(hf, model.base.lora_targets, trained.settings, name, weights=False)
-        lora.load_state(hf, trained.lora, trained.folder / ADAPTER_FILE, name)
+        lora.inject(hf, model.base.lora_targets, weights.lora_config, name, weights=False)
+        lora.load_state(hf, weights.adapter, weights.folder / ADAPTER_FILE, name)
         model.lora_patches[name] = list(sides)
     model.train(model.training)
     apply_patch_settings(model, sides)

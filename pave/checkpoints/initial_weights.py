@@ -15,8 +15,8 @@ from torch import Tensor
 
 from pave.models.encoders import _state_dict, video_panda_tower
 from pave.models.encoders import ppllava_projector as encoder
-from pave.models.encoders.ppllava_clip import Moments, stretched
-from pave.models.encoders.ppllava_projector import VIDEO, Sizes
+from pave.models.encoders.ppllava_clip import TemporalAttention, stretch_positions
+from pave.models.encoders.ppllava_projector import VIDEO_WINDOW, Sizes
 from pave.types import UserError
 from pave.utils.atomic import atomic_folder
 
@@ -45,21 +45,26 @@ def ppllava(llava: Path, clip: Path, out: Path, depth: int = 4, moments: int = 6
         layer = f"vision_model.encoder.layers.{sizes.layers - depth + i}."
         found = {n.removeprefix(layer): x for n, x in seen.items() if n.startswith(layer)}
         fresh |= {f"btadapter_S_layers.{i}.{name}": x for name, x in found.items()}
-        over_time = Moments(sizes.width, sizes.heads).state_dict()
+        over_time = TemporalAttention(sizes.width, sizes.heads).state_dict()
         fresh |= {f"btadapter_T_layers.{i}.{name}": x for name, x in over_time.items()}
-    state = {encoder.VISION + name: x for name, x in fresh.items()}
+    state = {encoder.VISION_PREFIX + name: x for name, x in fresh.items()}
     table = seen["text_model.embeddings.position_embedding.weight"]
     words = {n.removeprefix("text_model."): x for n, x in seen.items() if n.startswith("text_model.")}
     words = {n: x for n, x in words.items() if "position" not in n}
-    words |= {f"embeddings.position_embedding{which}": stretched(table) for which in ("", "_res")}
+    words |= {f"embeddings.position_embedding{which}": stretch_positions(table) for which in ("", "_res")}
     taken = {f"clip_text_model.{name}": x for name, x in words.items()}
     taken |= {f"clip_visual_ln.{x}": seen[f"vision_model.post_layernorm.{x}"] for x in ("weight", "bias")}
     taken |= {f"clip_{which}_projection.weight": seen[f"{which}_projection.weight"] for which in ("visual", "text")}
     taken["logit_scale"] = seen["logit_scale"]
     linear = {n: x for n, x in projector.state_dict().items() if n.startswith("linear_")}
     _state_dict.check(clip, "CLIP-L with its text tower", {**taken, **linear}, projector.state_dict())
-    state |= {encoder.PROJECTOR + name: x for name, x in taken.items()}
-    told = {"pooling": "ppllava", "extend_clip": True, "pooling_kernel": list(VIDEO), "pooling_stride": list(VIDEO)}
+    state |= {encoder.PROJECTOR_PREFIX + name: x for name, x in taken.items()}
+    told = {
+        "pooling": "ppllava",
+        "extend_clip": True,
+        "pooling_kernel": list(VIDEO_WINDOW),
+        "pooling_stride": list(VIDEO_WINDOW),
+    }
     told |= {"btadapter": depth > 0, "btadapter_depth": depth, "max_T": moments}
     _write(llava, str, state, told, out, clip)
 
@@ -101,7 +106,7 @@ def _sizes(raw: Mapping[str, Any], clip: Mapping[str, Any], depth: int, moments:
         patch=patch,
         edge=vision.get("image_size", 336) // patch,
         depth=depth,
-        moments=moments,
+        max_frames=moments,
         vocabulary=text.get("vocab_size", known.vocabulary),
         text_width=text.get("hidden_size", known.text_width),
         text_inner=text.get("intermediate_size", known.text_inner),

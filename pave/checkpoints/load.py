@@ -1,4 +1,4 @@
-"""Loads any checkpoint folder, ours or official, as a model."""
+"""Load any checkpoint folder, ours or official, as a model."""
 
 from __future__ import annotations
 
@@ -18,22 +18,6 @@ from pave.models import lora
 from pave.models.patched_model import PatchedModel
 
 
-def fingerprint(model: PatchedModel) -> str:
-    """sha256 of all patches and LoRA, and of the base's vectors (norms, biases), which any other training moves."""
-    tensors = {f"patches.{name}": x for name, x in model.patches.state_dict().items()}
-    tensors |= {
-        f"{adapter}.{k}": x for adapter in model.lora_patches for k, x in lora.state(model.base.hf, adapter).items()
-    }
-    tensors |= {f"base.{name}": x for name, x in model.base.named_parameters() if x.ndim == 1}
-    return hashlib.sha256(save({name: x.detach().cpu().contiguous() for name, x in tensors.items()})).hexdigest()
-
-
-def device(chosen: str | None) -> str:
-    """Where a process works: on the chosen device or a GPU if there is one, under torchrun on one of its own."""
-    chosen = chosen or ("cuda" if torch.cuda.is_available() else "cpu")
-    return f"cuda:{os.environ['LOCAL_RANK']}" if chosen == "cuda" and "LOCAL_RANK" in os.environ else chosen
-
-
 def load_model(
     ckpt: Path,
     base: str | None,
@@ -42,23 +26,45 @@ def load_model(
     device: str | None = None,
     trust_plugins: bool = False,
 ) -> tuple[PatchedModel, Config]:
-    """A trained folder, ours or a released one, on a device; `base_only` leaves its patches and LoRA out.
+    """Load a trained folder, ours or an official one, onto a device; `base_only` leaves its patches and LoRA out.
 
-    UserError: see `checkpoint.read_config` for plugins.
+    `base` is another place of the base, `overrides` are `key=value`. Raises UserError where there is no such folder,
+    a tensor is missing or misshapen, and for a plugin from outside pave, see `patch_folder.read_config`.
     """
     if base is not None:
         overrides = [*overrides, f"base.path={base}"]
-    released, given = official.is_official(ckpt), configs.from_overrides(overrides)
+
     if base_only:
-        if released:
-            config = official.read(ckpt, given).config
-        else:
-            config = patch_folder.read_config(ckpt, overrides, trust_plugins)
-        data = dataclasses.replace(config.data, sides=None)
-        config = dataclasses.replace(config, sides={}, lora=LoraConfig(r=0), data=data)
+        config = _without_patches(_read_config(ckpt, overrides, trust_plugins))
         model = build.create(config)
-    elif released:
-        model, config = official.load(ckpt, given)
+    elif official.is_official(ckpt):
+        model, config = official.load(ckpt, configs.from_overrides(overrides))
     else:
         model, config = build.load(ckpt, overrides, trust_plugins)
-    return model.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu")), config
+    return model.eval().to(choose_device(device)), config
+
+
+def _read_config(ckpt: Path, overrides: Sequence[str], trust_plugins: bool) -> Config:
+    if official.is_official(ckpt):
+        return official.read_official(ckpt, configs.from_overrides(overrides)).config
+    return patch_folder.read_config(ckpt, overrides, trust_plugins)
+
+
+def _without_patches(config: Config) -> Config:
+    data = dataclasses.replace(config.data, sides=None)
+    return dataclasses.replace(config, sides={}, lora=LoraConfig(r=0), data=data)
+
+
+def choose_device(name: str | None) -> str:
+    """The device that a process works on: `name`, or a GPU if there is one; under torchrun one of its own."""
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    return f"cuda:{os.environ['LOCAL_RANK']}" if name == "cuda" and "LOCAL_RANK" in os.environ else name
+
+
+def fingerprint(model: PatchedModel) -> str:
+    """sha256 of all patches and LoRA, and of the base's vectors (norms, biases), which any other training changes."""
+    tensors = {f"patches.{name}": x for name, x in model.patches.state_dict().items()}
+    for adapter in model.lora_patches:
+        tensors |= {f"{adapter}.{name}": x for name, x in lora.state(model.base.hf, adapter).items()}
+    tensors |= {f"base.{name}": x for name, x in model.base.named_parameters() if x.ndim == 1}
+    return hashlib.sha256(save({name: x.detach().cpu().contiguous() for name, x in tensors.items()})).hexdigest()

@@ -23,7 +23,7 @@ from pave.checkpoints.official_reader import (
     WITH_LORA,
     WITHOUT_LORA,
     OfficialCheckpoint,
-    read,
+    read_official,
 )
 from pave.config import Config
 from pave.models import lora, state_dicts
@@ -33,11 +33,11 @@ from pave.models.patched_model import PatchedModel
 from pave.types import UserError
 from pave.utils.atomic import atomic_folder
 
-_THEIR_LAYERS = "base_model.model.model.layers."
+_OFFICIAL_LAYERS = "base_model.model.model.layers."
 _OUR_LAYERS = "base_model.model.model.language_model.layers."
-"""Of LoRA keys: the transformers class has the LLM one level deeper."""
+"""What LoRA keys begin with: the transformers class has the LLM one level deeper."""
 
-# Ours -> official. The only place, beside the glossary, where the old names stand.
+# Ours -> official. The only place, beside the glossary, where the official names stand.
 _PATCH_NAMES = (
     (r"^side_in\.(\d+)\.(\d+)\.time", r"input_mapping.\1.res\2.branch2.a"),
     (r"^side_in\.(\d+)\.(\d+)\.space", r"input_mapping.\1.res\2.branch2.b"),
@@ -59,110 +59,122 @@ class RenamedTensors(NamedTuple):
     """Tensors under our names."""
 
     patches: dict[str, Tensor]
-    """As Pave.patches names them."""
+    """As PatchedModel.patches names them."""
     adapter: dict[str, Tensor]
     """As a plain peft folder for the HF class names them."""
 
 
 def patch_name(name: str) -> str:
-    """The released name of a patch parameter, without its prefix."""
+    """The official name of a patch parameter, without its prefix."""
     for ours, official in _PATCH_NAMES:
-        renamed, found = re.subn(ours, official, name)
-        if found:
-            return renamed
+        if re.search(ours, name):
+            return re.sub(ours, official, name)
     raise KeyError(f"patch parameter '{name}' has no official name")
 
 
 def rename_patch(patch: Patch, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """An official patch state under our names; names the patch does not know stay as they are."""
+    """Put an official patch state under our names; names the patch does not know stay as they are."""
     ours = {patch_name(name): name for name in patch.state_dict()}
     # Quirk: start_end_tokens may be saved and is never read by the patch.
     return {ours.get(name, name): x for name, x in state.items() if name != "start_end_tokens"}
 
 
 def is_official(folder: Path) -> bool:
-    """Whether a folder holds a checkpoint in the released layout."""
+    """Whether a folder holds a checkpoint in the official layout."""
     return any((folder / name).is_file() for name in PATCH_FILES)
 
 
-def load(folder: Path, given: Config) -> tuple[PatchedModel, Config]:
-    """The model of a released folder, with its config. Strict; UserError names what is missing, extra or misshapen."""
-    content = read(folder, given)
-    model = build.create(content.config)
-    named = rename(model, content)
-    model.patches.load_state_dict(named.patches)
-    if named.adapter:
-        lora.load_state(model.base.hf, named.adapter, folder)
-    _check_vocabulary(model, content)
-    return model.eval(), content.config
+def load(folder: Path, config: Config) -> tuple[PatchedModel, Config]:
+    """Load the model of an official folder, with its config; `config` has what `official_reader` cannot tell.
+
+    Raises UserError naming what is missing, extra or misshapen.
+    """
+    checkpoint = read_official(folder, config)
+    model = build.create(checkpoint.config)
+    tensors = rename_tensors(model, checkpoint)
+    model.patches.load_state_dict(tensors.patches)
+    if tensors.adapter:
+        lora.load_state(model.base.hf, tensors.adapter, folder)
+    _check_vocabulary(model, checkpoint)
+    return model.eval(), checkpoint.config
 
 
-def rename(model: PatchedModel, content: OfficialCheckpoint) -> RenamedTensors:
-    """A folder's tensors under the names of a model of its config. UserError: the first that does not fit."""
+def rename_tensors(model: PatchedModel, checkpoint: OfficialCheckpoint) -> RenamedTensors:
+    """Put a folder's tensors under the names of a model of its config. Raises UserError for the first that misfits."""
     patches: dict[str, Tensor] = {}
-    for prefix, (side, state) in zip(PREFIXES, content.patches.items()):
+    for prefix, (side, state) in zip(PREFIXES, checkpoint.patches.items()):
         patch = model.patches[side]
         assert isinstance(patch, Patch)
         ours = rename_patch(patch, state)
-        wanted = {f"{prefix}.{patch_name(name)}": tuple(x.shape) for name, x in patch.state_dict().items()}
-        given = {f"{prefix}.{name}": tuple(x.shape) for name, x in state.items() if name != "start_end_tokens"}
-        state_dicts.check_same(wanted, given, content.file)
+        # Compared under the official names, so that a message names a tensor of the file.
+        expected = {f"{prefix}.{patch_name(name)}": tuple(x.shape) for name, x in patch.state_dict().items()}
+        actual = {f"{prefix}.{name}": tuple(x.shape) for name, x in state.items() if name != "start_end_tokens"}
+        state_dicts.check_same(expected, actual, checkpoint.file)
         patches |= {f"{side}.{name}": x for name, x in ours.items()}
-    have = {name.replace(_OUR_LAYERS, _THEIR_LAYERS): tuple(x.shape) for name, x in lora.state(model.base.hf).items()}
-    state_dicts.check_same(have, state_dicts.shapes(content.adapter), content.file.with_name(ADAPTER_FILE))
-    return RenamedTensors(patches, {name.replace(_THEIR_LAYERS, _OUR_LAYERS): x for name, x in content.adapter.items()})
+
+    expected = state_dicts.shapes(_official_adapter(lora.state(model.base.hf)))
+    state_dicts.check_same(expected, state_dicts.shapes(checkpoint.adapter), checkpoint.file.with_name(ADAPTER_FILE))
+    adapter = {name.replace(_OFFICIAL_LAYERS, _OUR_LAYERS): x for name, x in checkpoint.adapter.items()}
+    return RenamedTensors(patches, adapter)
 
 
-def _check_vocabulary(model: PatchedModel, content: OfficialCheckpoint) -> None:
+def _official_adapter(adapter: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """LoRA tensors under the official names."""
+    return {name.replace(_OUR_LAYERS, _OFFICIAL_LAYERS): x for name, x in adapter.items()}
+
+
+def _check_vocabulary(model: PatchedModel, checkpoint: OfficialCheckpoint) -> None:
     """Copies of embedding and head in an adapter file must be the base's: PAVE trains neither."""
-    for name, x in content.vocabulary.items():
-        owner: Any = model.base.hf.get_input_embeddings() if name == EMBEDDING else model.base.lm_head
-        mine = owner.weight
-        given = x[: len(mine)].to(mine.dtype).to(x.dtype)
-        if given.shape != mine.shape or not torch.equal(given, mine.to(x.dtype)):
-            file = content.file.with_name(ADAPTER_FILE)
+    for name, x in checkpoint.vocabulary.items():
+        expected = model.base.hf.get_input_embeddings().weight if name == EMBEDDING else model.base.lm_head.weight
+        assert isinstance(expected, Tensor)
+        # The file may be padded, and in another dtype.
+        actual = x[: len(expected)].to(expected.dtype).to(x.dtype)
+        if actual.shape != expected.shape or not torch.equal(actual, expected.to(x.dtype)):
+            file = checkpoint.file.with_name(ADAPTER_FILE)
             raise UserError(
-                f"{file}: tensor '{name}' {tuple(x.shape)} is not the base's {tuple(mine.shape)}: another base?"
+                f"{file}: tensor '{name}' {tuple(x.shape)} is not the base's {tuple(expected.shape)}: another base?"
             )
 
 
 def save(model: PatchedModel, config: Config, folder: Path) -> None:
-    """Write a folder in the released layout, whole or not at all; tensors in the dtype they have in the model.
+    """Write a folder in the official layout, whole or not at all; tensors in the dtype they have in the model.
 
-    As released, it does not say 3D rope, heads and strides: the official code takes them from its command line.
-    Raises UserError for what that code cannot do.
+    As in the original, it does not tell 3D rope, heads and strides: the official code takes them from its command
+    line. Raises UserError for what that code cannot do.
     """
     config = patch_folder.effective_config(model, config)
-    _check_known(config, folder)
-    wrapped, name = ("base_model.model.", WITH_LORA) if config.lora.r else ("", WITHOUT_LORA)
-    patches = {
-        f"{wrapped}model.{prefix}.{patch_name(tensor)}": x.detach().cpu().contiguous()
-        for prefix, side in zip(PREFIXES, config.sides)
-        for tensor, x in model.patches[side].state_dict().items()
-    }
-    adapter = {
-        tensor.replace(_OUR_LAYERS, _THEIR_LAYERS): x.detach().cpu().contiguous()
-        for tensor, x in lora.state(model.base.hf, *model.lora_patches).items()
-    }
+    _check_supported(config, folder)
+
+    wrapper, patch_file = (lora.PREFIX, WITH_LORA) if config.lora.r else ("", WITHOUT_LORA)
+    patches: dict[str, Tensor] = {}
+    for prefix, side in zip(PREFIXES, config.sides):
+        for name, x in model.patches[side].state_dict().items():
+            patches[f"{wrapper}model.{prefix}.{patch_name(name)}"] = x.detach().cpu().contiguous()
+    adapter = _official_adapter(lora.state(model.base.hf, *model.lora_patches))
+
     with atomic_folder(folder) as temporary:
         _write_json(_settings(model, config), temporary / CONFIG_FILE)
-        torch.save(patches, temporary / name)
+        torch.save(patches, temporary / patch_file)
         if adapter:
             _write_json(_adapter_settings(config, adapter), temporary / ADAPTER_CONFIG)
+            adapter = {name: x.cpu().contiguous() for name, x in adapter.items()}
             save_file(adapter, temporary / ADAPTER_FILE, {"format": "pt"})
 
 
-def _check_known(config: Config, folder: Path) -> None:
-    """UserError for a model that the official code has no words for."""
+def _check_supported(config: Config, folder: Path) -> None:
+    """Raises UserError for a model that the official code cannot build."""
     sides = list(config.sides.values())
     if config.base.name != "llava_onevision":
         raise UserError(f"{folder}: the official code has no base '{config.base.name}'; only llava_onevision")
     if len(sides) not in (1, 2):
         raise UserError(f"{folder}: {len(sides)} patches, the official layout holds one or two")
+
     for name, side in config.sides.items():
-        for field, official in (("value_projection", "shared"), ("neighborhood", "chunks"), ("weight", 1.0)):
-            if (found := getattr(side, field)) != official:
-                raise UserError(f"{folder}: sides.{name}.{field} is {found}; the official code knows only {official}")
+        for field, supported in (("value_projection", "shared"), ("neighborhood", "chunks"), ("weight", 1.0)):
+            value = getattr(side, field)
+            if value != supported:
+                raise UserError(f"{folder}: sides.{name}.{field} is {value}; the official code knows only {supported}")
     for field in build.GEOMETRY:
         if getattr(sides[0], field) != getattr(sides[-1], field):
             raise UserError(f"{folder}: patches of different {field}; the official code builds the second as the first")
@@ -171,12 +183,13 @@ def _check_known(config: Config, folder: Path) -> None:
 def _settings(model: PatchedModel, config: Config) -> dict[str, Any]:
     """config.json, of which the official code reads the last block; it builds the model from the base's own."""
     text, vision = model.base.hf.config.text_config, model.base.hf.config.vision_config
+    text_settings = {key: getattr(text, key, None) for key in _llava_onevision_layouts.TEXT_KEYS}
     several = len(config.sides) > 1
     return {
         "_name_or_path": config.base.path,
         "architectures": ["LlavaQwenForCausalLM"],
         "model_type": "pave_qwen2_multi_sides" if several else "pave_qwen2",
-        **{key: value for key in _llava_onevision_layouts.TEXT_KEYS if (value := getattr(text, key, None)) is not None},
+        **{key: value for key, value in text_settings.items() if value is not None},
         "hidden_act": text.hidden_act,
         "rope_theta": text.rope_parameters["rope_theta"],
         "mm_hidden_size": vision.hidden_size,
@@ -200,7 +213,7 @@ def _settings(model: PatchedModel, config: Config) -> dict[str, Any]:
 
 def _adapter_settings(config: Config, adapter: Mapping[str, Tensor]) -> dict[str, Any]:
     """adapter_config.json with fields that every peft since 0.10 knows."""
-    modules = {name.removeprefix("base_model.model.").partition(".lora_")[0] for name in adapter}
+    modules = {name.removeprefix(lora.PREFIX).partition(".lora_")[0] for name in adapter}
     return {
         "base_model_name_or_path": config.base.path,
         "bias": "none",

@@ -13,8 +13,8 @@ from helpers.tiny_model import SIDE_DIM, TinySetup, make_config
 from pave.checkpoints import build, patch_folder
 from pave.config import Config, LoraConfig, PatchConfig
 from pave.data.collate import collate
-from pave.data.dataset import Questions
-from pave.models.patched_model import Pave
+from pave.data.dataset import QuestionDataset
+from pave.models.patched_model import PatchedModel
 
 SMALL = {"side_dim": SIDE_DIM, "hidden_dim": 16, "side_hidden_dim": 16, "features": "features/audio"}
 
@@ -53,16 +53,16 @@ def make_folders(tiny_setup: TinySetup, out: Path) -> dict[str, Path]:
     return {name: save_trained(config, out / name, i) for i, (name, config) in enumerate(kinds.items())}
 
 
-def make_batch(config: Config, model: Pave, left: bool = False) -> dict[str, Any]:
+def make_batch(config: Config, model: PatchedModel, left: bool = False) -> dict[str, Any]:
     """Two questions of the tiny data with answers, or left-padded without."""
-    data = Questions(config, model.base, "train", with_answers=not left)
+    data = QuestionDataset(config, model.base, "train", with_answers=not left)
     batch = collate([data[0], data[4]], model.base.tokenizer.pad_token_id, left)
     if left:
         del batch["labels"]
     return batch
 
 
-def tensors(model: Pave) -> dict[str, torch.Tensor]:
+def tensors(model: PatchedModel) -> dict[str, torch.Tensor]:
     """Everything that a model computes with, by name: its state, its weights, its LoRAs' scales."""
     scales = {
         f"{name}.{adapter}": torch.tensor([scale, adapter in module.active_adapters])

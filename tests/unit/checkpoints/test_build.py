@@ -18,7 +18,7 @@ from pave.checkpoints import build, patch_folder
 from pave.media import feature_files
 from pave.models import lora
 from pave.models.patched_model import PatchedModel
-from pave.training import train
+from pave.training import recipe, train
 from pave.types import SideTokens, UserError
 
 RECIPE = ROOT / "configs/multiple_side_channels.yaml"
@@ -34,14 +34,14 @@ def test_what_trains_is_what_the_config_says(tiny_setup: TinySetup, tmp_path: Pa
     assert all(parts.values())
     assert set().union(*parts.values()) == every
     for audio, dense, adapter in ((True, False, True), (False, True, True), (True, True, False), (False, False, True)):
-        config = side_config(tiny_setup, {"audio": {"train": audio}, "dense": {"train": dense}}, train=adapter)
+        config = side_config(tiny_setup, {"audio": {"trainable": audio}, "dense": {"trainable": dense}}, trainable=adapter)
         wanted = [names for names, on in zip(parts.values(), (audio, dense, adapter)) if on]
         model = build.create(config)
         assert trained_names(model) == set().union(*wanted)
         # Switching leaves it, and so do groups of the optimizer and reading back.
         model.set_patches({"dense": 1.0})
         assert trained_names(model) == set().union(*wanted)
-        groups = train.parameter_groups(config, model, train.training_arguments(config, tmp_path))
+        groups = train.parameter_groups(config, model, recipe.training_arguments(config, tmp_path))
         assert sum(len(group["params"]) for group in groups) == sum(map(len, wanted))
         patch_folder.save(model, config, tmp_path / "folder")
         assert trained_names(build.load(tmp_path / "folder")[0]) == set().union(*wanted)
@@ -97,18 +97,18 @@ def test_a_start_that_does_not_fit(tiny_setup: TinySetup, tmp_path: Path) -> Non
     folders = make_folders(tiny_setup, tmp_path)
     both, music = folders["both"], folders["music"]
     for sides, settings, message in (
-        ({"audio": {"init": str(both), "heads": 2}}, {}, "patch 'audio' has heads=4, sides.audio has 2"),
-        ({"audio": {"init": str(music)}}, {}, "patch 'music' has width=8, sides.audio has 16"),
-        ({"sound": {"init": str(both)}}, {}, r"sides.sound.init_from finds the patches \['audio', 'dense'\]"),
-        ({"audio": {"init": str(folders["deaf"])}}, {}, r"finds the patches \[\]"),
-        ({"audio": {}}, {"init": str(music)}, r"LoRA has r=4, lora.r is 2"),
-        ({"audio": {}}, {"init": str(music), "r": 4}, "LoRA has alpha=6, lora.alpha is 4"),
-        ({"audio": {}}, {"init": str(folders["bare"])}, "has no LoRA to start from"),
-        ({"audio": {"init": str(both / "none")}}, {}, "no pave.yaml in it"),
+        ({"audio": {"init_from": str(both), "heads": 2}}, {}, "patch 'audio' has heads=4, sides.audio has 2"),
+        ({"audio": {"init_from": str(music)}}, {}, "patch 'music' has hidden_dim=8, sides.audio has 16"),
+        ({"sound": {"init_from": str(both)}}, {}, r"has the patches \['audio', 'dense'\], sides.sound.init_from needs 'sound'"),
+        ({"audio": {"init_from": str(folders["deaf"])}}, {}, r"has the patches \[\], sides.audio.init_from needs"),
+        ({"audio": {}}, {"init_from": str(music)}, r"LoRA has r=4, lora.r is 2"),
+        ({"audio": {}}, {"init_from": str(music), "r": 4}, "LoRA has alpha=6, lora.alpha is 4"),
+        ({"audio": {}}, {"init_from": str(folders["bare"])}, "has no LoRA to start from"),
+        ({"audio": {"init_from": str(both / "none")}}, {}, "no pave.yaml in it"),
     ):
         with pytest.raises(UserError, match=message):
             build.create(side_config(tiny_setup, sides, **settings))
-    config = side_config(tiny_setup, {"audio": {"init": str(both)}})
+    config = side_config(tiny_setup, {"audio": {"init_from": str(both)}})
     elsewhere = dataclasses.replace(config, base=dataclasses.replace(config.base, newline="frame"))
     with pytest.raises(UserError, match=r"base.newline is 'grid', this model's is 'frame'"):
         build.create(elsewhere)

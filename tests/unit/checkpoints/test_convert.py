@@ -155,7 +155,7 @@ def test_ours_to_official_and_back(tiny_setup: TinySetup, tmp_path: Path, name: 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"values": "separate"}, "sides.audio.value_projection is own; the official code knows only key"),
+        ({"value_projection": "separate"}, "sides.audio.value_projection is separate; .* knows only shared"),
         ({"neighborhood": "global"}, "sides.audio.neighborhood is global; .*only chunks"),
         ({"weight": 0.5}, "sides.audio.weight is 0.5; .*only 1.0"),
     ],

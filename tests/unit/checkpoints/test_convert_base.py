@@ -18,7 +18,7 @@ from transformers import LlavaOnevisionForConditionalGeneration
 
 from pave.cli import main
 from pave.models.bases import llava_onevision
-from pave.models.bases._loading import Settings
+from pave.models.base import LoadSettings
 
 OFFICIAL = GOLDEN / "e2e/tiny-llava-onevision-qwen2-ov"
 HEADS = "base.vision_heads=4"
@@ -64,7 +64,7 @@ def test_official_tied_base_there_and_back(tmp_path: Path) -> None:
     assert model.dtype == torch.bfloat16
     assert model.config.image_token_id == 1003
     assert model.lm_head.weight is model.get_input_embeddings().weight
-    ours = llava_onevision.load(str(OFFICIAL), Settings(vision_heads=4)).hf
+    ours = llava_onevision.Base.load(str(OFFICIAL), LoadSettings(vision_heads=4)).hf
     assert ours.config.text_config.rope_parameters == model.config.text_config.rope_parameters
     for name, x in ours.state_dict().items():
         assert torch.equal(x, model.state_dict()[name][: len(x)].float()), name
@@ -77,14 +77,14 @@ def test_untied_sharded_base_there_and_back(tiny_setup: TinySetup, tmp_path: Pat
     hf = convert(lmms, tmp_path / "hf", "hf")
     index = json.loads((hf / "model.safetensors.index.json").read_text())["weight_map"]
     assert index["language_model.lm_head.weight"] in tensors(hf)
-    assert torch.equal(logits(llava_onevision.load(str(hf))), logits(llava_onevision.load(str(lmms))))
+    assert torch.equal(logits(llava_onevision.Base.load(str(hf))), logits(llava_onevision.Base.load(str(lmms))))
     assert_same(lmms, convert(hf, tmp_path / "back", "lmms"))
 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_hub_base_there_and_back(tiny_setup: TinySetup, tmp_path: Path, tied: bool) -> None:
     source = tiny_setup.base if tied else untie(tiny_setup.base, tmp_path / "untied", scale=2.0)
-    base = llava_onevision.load(str(source), trim_vocabulary=False)
+    base = llava_onevision.Base.load(str(source), trim_vocabulary=False)
     hf = LlavaOnevisionForConditionalGeneration(base.hf.config)
     hf.load_state_dict(base.hf.state_dict())
     hub = tmp_path / "hub"
@@ -105,12 +105,12 @@ def test_hub_base_there_and_back(tiny_setup: TinySetup, tmp_path: Path, tied: bo
     same = before.keys() - {"mm_newline_position", "bos_token_id", "eos_token_id"}
     assert {key: after[key] for key in same} == {key: before[key] for key in same}
     assert after["mm_newline_position"] == "one_token"
-    assert torch.equal(logits(llava_onevision.load(str(lmms))), logits(llava_onevision.load(str(source))))
+    assert torch.equal(logits(llava_onevision.Base.load(str(lmms))), logits(llava_onevision.Base.load(str(source))))
     assert_same(hub, convert(lmms, tmp_path / "back", "hf"))
 
 
 def test_files_of_version_5_are_read(tiny_setup: TinySetup, tmp_path: Path) -> None:
-    base = llava_onevision.load(str(tiny_setup.base), trim_vocabulary=False)
+    base = llava_onevision.Base.load(str(tiny_setup.base), trim_vocabulary=False)
     base.hf.save_pretrained(tmp_path / "v5", save_original_format=False)
     lmms = convert(tmp_path / "v5", tmp_path / "lmms", "lmms")
     wanted = load_file(tiny_setup.base / "model.safetensors")

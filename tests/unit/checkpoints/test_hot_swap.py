@@ -16,10 +16,10 @@ from torch import Tensor
 from pave.checkpoints import build, hot_swap, patch_folder
 from pave.config import Config, PatchConfig
 from pave.data.collate import collate
-from pave.data.dataset import Questions, make_sample
+from pave.data.dataset import QuestionDataset, make_sample
 from pave.media.video import read_clip
 from pave.models.bases import llava_onevision
-from pave.models.bases._loading import Settings
+from pave.models.base import LoadSettings
 from pave.models.patched_model import PatchedModel
 from pave.types import UserError
 
@@ -51,7 +51,7 @@ def test_switching_gives_the_bits_of_fresh_loads(folders: dict[str, Path], dtype
     model, config = build.load(folders["audio"], settings)
     config = hot_swap.add(model, config, "music", folders["music"], settings)
     asked, scored = (under(make_batch(first, model, left), "audio", "music") for left in (True, False))
-    bare = PatchedModel(llava_onevision.load(config.base.path, Settings(getattr(torch, dtype))), {}).eval()
+    bare = PatchedModel(llava_onevision.Base.load(config.base.path, LoadSettings(getattr(torch, dtype))), {}).eval()
     wanted = {"audio": one, "music": two, "": bare}
     assert len({str(answers(m, asked).tolist()) for m in wanted.values()}) == 3
     for name in ("audio", "music", "audio", "", "music"):
@@ -108,7 +108,7 @@ def test_weights_scale_updates_and_lora(folders: dict[str, Path]) -> None:
 
 def test_a_sample_without_one_of_two_channels(folders: dict[str, Path]) -> None:
     model, config = build.load(folders["both"])
-    data = Questions(config, model.base, "train", with_answers=True)
+    data = QuestionDataset(config, model.base, "train", with_answers=True)
     first, second = data[0], data[4]
     deaf = second._replace(sides={**second.sides, "audio": None})
     both, half = (collate([first, other], 0) for other in (second, deaf))
@@ -127,7 +127,7 @@ def test_switching_within_a_conversation(folders: dict[str, Path]) -> None:
     fresh = {name: build.load(folders[name])[0] for name in ("audio", "music")}
     model, config = build.load(folders["audio"])
     hot_swap.add(model, config, "music", folders["music"])
-    data = Questions(config, model.base, "test", with_answers=False)
+    data = QuestionDataset(config, model.base, "test", with_answers=False)
     sample, clip = data[0], read_frames(data)
     history: tuple[tuple[str, str], ...] = ()
     for name, question in (("audio", "Which sound is heard?"), ("music", "And now?"), ("audio", "Are you sure?")):
@@ -140,8 +140,8 @@ def test_switching_within_a_conversation(folders: dict[str, Path]) -> None:
         history += ((question, model.base.tokenizer.decode(new[0])),)
 
 
-def read_frames(data: Questions) -> Any:
-    return read_clip(data.visual(data.questions[0])[0], 4)
+def read_frames(data: QuestionDataset) -> Any:
+    return read_clip(data.visual_files(data.questions[0])[0], 4)
 
 
 def test_add_and_remove(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from pave.cli import main
 from pave.models.bases import ppllava, video_panda
 from pave.models.encoders import ppllava_projector as encoder
 from pave.models.encoders import video_panda_tower as panda
-from pave.models.encoders.ppllava_clip import STRETCH, stretched
+from pave.models.encoders.ppllava_clip import POSITION_STRETCH, stretch_positions
 
 WIDTH = 128
 """Two heads of CLIP."""
@@ -70,7 +70,7 @@ def llava(clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_ppllava_starts_as_llava_next_with_clips_own_relevance(llava: Path, clip: Path, tmp_path: Path) -> None:
     out = tmp_path / "start"
     assert main.main(["convert", str(llava), str(out), "--to", "ppllava", "--clip", str(clip)]) == 0
-    base = ppllava.load(str(out))
+    base = ppllava.Base.load(str(out))
     whole = CLIPModel.from_pretrained(clip).eval()
     guide = torch.tensor([base.chat("what is heard?").prompt_ids])
     pictures = base.preprocess_images([np.random.default_rng(0).integers(0, 256, (84, 84, 3), np.uint8)])
@@ -89,9 +89,9 @@ def test_ppllava_starts_as_llava_next_with_clips_own_relevance(llava: Path, clip
         assert all(torch.equal(mine[name], x) for name, x in layer.state_dict().items())
         assert not any(x.any() for x in tower.btadapter_T_layers[i].temporal_fc.parameters())
     table = whole.text_model.embeddings.position_embedding.weight
-    assert torch.equal(base.multi_modal_projector.clip_text_model.embeddings.position_embedding_res, stretched(table))
-    assert STRETCH == 4
-    assert encoder.load(out)[0].moments == 64
+    assert torch.equal(base.multi_modal_projector.clip_text_model.embeddings.position_embedding_res, stretch_positions(table))
+    assert POSITION_STRETCH == 4
+    assert encoder.load(out)[0].max_frames == 64
 
 
 def test_what_is_missing_in_clip_is_named(llava: Path, clip: Path, tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_video_panda_starts_from_eve(tmp_path: Path) -> None:
     (eve / "config.json").write_text(json.dumps({**llm.config.to_dict(), "image_size": 112}))
     tokenizer.save_pretrained(eve)
     assert main.main(["convert", str(eve), str(out), "--to", "video_panda"]) == 0
-    base = video_panda.load(str(out))
+    base = video_panda.Base.load(str(out))
     for name, tensor in shared.items():
         assert torch.equal(base.vision_tower.state_dict()[name], tensor.half().float())
     fresh = panda.Tower(64).state_dict()

@@ -124,7 +124,7 @@ def test_released_layout(name: str, tmp_path: Path) -> None:
     folder = make(release, tmp_path / "download")
     # Neither the sides' names nor rope stand in the weights or in config.json.
     given = Config(sides={side: PatchConfig(rope=release.rope) for side in release.sides})
-    content = official.read(folder, given)
+    content = official.read_official(folder, given)
     assert content.config.base.path == f"lmms-lab/llava-onevision-qwen2-{release.size}-ov"
     assert content.config.lora == LoraConfig(64, 16, 0.05)
     assert tuple(content.config.sides) == release.sides
@@ -134,7 +134,7 @@ def test_released_layout(name: str, tmp_path: Path) -> None:
     base = skeleton(content.config.base.path)
     dims = base.base.query_dim, base.base.embed_dim
     model = PatchedModel(base.base, {n: build.make_patch(s, *dims) for n, s in content.config.sides.items()})
-    named = official.rename(model, content)
+    named = official.rename_tensors(model, content)
     model.patches.load_state_dict(named.patches)
     stored = torch.load(folder / "non_lora_trainables.bin", weights_only=True)
     for prefix, side in zip(("temporal_aggregator", "temporal_aggregator2"), release.sides):

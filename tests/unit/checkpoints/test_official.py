@@ -22,15 +22,15 @@ from helpers.official_runs import (
 from torch.testing import assert_close
 
 from pave.checkpoints import official
-from pave.data.collate import expand, pad
+from pave.data.collate import expand_video_tokens, pad_rows
 from pave.models import lora
 from pave.models.bases import llava_onevision
-from pave.models.bases._loading import Settings
+from pave.models.base import LoadSettings
 from pave.models.patched_model import PatchedModel
 
 
 def test_base_alone() -> None:
-    base = llava_onevision.load(BASE, Settings(newline="one_token", vision_heads=4), trim_vocabulary=False)
+    base = llava_onevision.Base.load(BASE, LoadSettings(newline="one_token", vision_heads=4), trim_vocabulary=False)
     model = PatchedModel(base, {})
     check_run(model, "a_base_only", {})
     data = arrays("a_base_only")
@@ -157,7 +157,7 @@ def test_half_precision_generation() -> None:
 
 def test_half_precision_embeddings_and_logits() -> None:
     model, data = fresh(dtype="float16"), arrays("d_half")
-    ids, _ = expand((e := model.base.chat("What is the person doing in the video?")).ids, e.labels, 840, 32768)
+    ids, _ = expand_video_tokens((e := model.base.chat("What is the person doing in the video?")).ids, e.labels, 840, 32768)
     pixels = model.base.preprocess(FRAMES["video_a"])[None]
     with torch.no_grad():
         embeds = model.splice(torch.tensor([ids]), pixels, audio("audio/vid_a"))
@@ -183,10 +183,10 @@ def test_left_padded_batch_generates_as_alone() -> None:
     model = fresh("tiny_pave_v5_1_3_lora_trained")
     questions = ["Did you hear the sound of a dog barking?", "What is the person doing in the video?"]
     n = model.base.num_visual_tokens(4)
-    rows = [expand(e.ids, e.labels, n, 32768)[0] for e in map(model.base.chat, questions)]
+    rows = [expand_video_tokens(e.ids, e.labels, n, 32768)[0] for e in map(model.base.chat, questions)]
     pixels = torch.stack([model.base.preprocess(FRAMES[f"video_{v}"]) for v in "ab"])
-    mask = pad([[1] * len(r) for r in rows], 0, left=True).bool()
-    new = model.generate(pad(rows, 0, left=True), mask, pixels, audio("audio/vid_a", "audio/vid_b"), max_new_tokens=20)
+    mask = pad_rows([[1] * len(r) for r in rows], 0, left=True).bool()
+    new = model.generate(pad_rows(rows, 0, left=True), mask, pixels, audio("audio/vid_a", "audio/vid_b"), max_new_tokens=20)
     texts = model.base.tokenizer.batch_decode(new, skip_special_tokens=True)
     stored = SUMMARY["d_trained"]["generate"]
     assert texts == [stored[f"video_{v}|vid_{v}|{q}"]["text"] for v, q in zip("ab", questions)]

@@ -99,12 +99,12 @@ def test_generation_token_by_token(model: PatchedModel) -> None:
 @pytest.mark.parametrize("sides", [{}, {"audio": PatchConfig()}, {**SIDES, "exo": PatchConfig()}])
 def test_the_sides_must_be_named_in_order(folder: Path, sides: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"2 patches.*name each side in the order of the patches.*sides.dense=\{\}"):
-        official.read(folder, Config(base=CONFIG, sides=sides))
+        official.read_official(folder, Config(base=CONFIG, sides=sides))
 
 
 def test_each_side_keeps_what_is_given_for_it(folder: Path) -> None:
     given = {"dense": PatchConfig(features="a"), "audio": PatchConfig(features="b")}
-    config = official.read(folder, Config(base=CONFIG, sides=given)).config
+    config = official.read_official(folder, Config(base=CONFIG, sides=given)).config
     assert list(config.sides) == ["dense", "audio"]
     assert [side.features for side in config.sides.values()] == ["a", "b"]
     assert [(side.side_dim, side.hidden_dim, side.num_layers) for side in config.sides.values()] == [(32, 64, 2)] * 2

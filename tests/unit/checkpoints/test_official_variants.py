@@ -195,7 +195,7 @@ def test_wrong_tensors_are_named(folder: Path) -> None:
         ),
         ({**state, f"{name}extra": torch.zeros(3)}, "'temporal_aggregator.extra' is not known"),
         ({}, "no tensor of a patch"),
-        ([1], "not a table of tensors"),
+        ([1], "not a dictionary of tensors"),
     ):
         torch.save(wrong, folder / PATCH)
         with pytest.raises(UserError, match=rf"{PATCH}: .*{message}"):
@@ -221,14 +221,14 @@ def test_the_base_follows_from_the_width(folder: Path) -> None:
     default = Config()
     state = {name.partition("temporal_aggregator.")[2]: x for name, x in patch_state(folder).items()}
     with pytest.raises(UserError, match=r"a base 128 wide, and no published one is; give base\.path="):
-        official.read(folder, default)
+        official.read_official(folder, default)
     for width, size in ((896, "0.5b"), (3584, "7b")):
         wide = {**state, "output_norm.bias": torch.zeros(width)}
         torch.save({f"model.temporal_aggregator.{name}": x for name, x in wide.items()}, folder / PATCH)
-        assert official.read(folder, default).config.base.path == f"lmms-lab/llava-onevision-qwen2-{size}-ov"
-        assert official.read(folder, GIVEN).config.base.path == BASE
+        assert official.read_official(folder, default).config.base.path == f"lmms-lab/llava-onevision-qwen2-{size}-ov"
+        assert official.read_official(folder, GIVEN).config.base.path == BASE
     edit(folder / "config.json", mm_newline_position="frame")
-    assert official.read(folder, default).config.base == dataclasses.replace(
+    assert official.read_official(folder, default).config.base == dataclasses.replace(
         BaseConfig(), path="lmms-lab/llava-onevision-qwen2-7b-ov", newline="frame"
     )
 
@@ -238,5 +238,5 @@ def test_the_base_alone(folder: Path) -> None:
     overrides = ["base.vision_heads=4", "base.dtype=float32"]
     model, config = load.load_model(folder, BASE, overrides, base_only=True, device="cpu")
     assert not model.patches
-    assert not lora.has_lora(model.base.hf)
+    assert not lora.names(model.base.hf)
     assert (config.base.path, config.base.newline, model.base.newline) == (BASE, "frame", "frame")

@@ -107,7 +107,7 @@ def test_the_user_lets_it_run_or_names_it(
     setting: str, plain: Path, tiny_setup: TinySetup, tmp_path: Path, ran: Path
 ) -> None:
     folder, module = change(plain, tmp_path / "final", setting), NAMED[setting][2]
-    assert config.plugins(Pave.from_pretrained(folder, device="cpu", trust_plugins=True).config)[setting][1] == module
+    assert config.named_plugins(Pave.from_pretrained(folder, device="cpu", trust_plugins=True).config)[setting][1] == module
     build.load(folder, [f"{setting}={module}"])
     others = [f"{other}={NAMED[other][2]}" for other in NAMED if NAMED[other][2] != module]
     with pytest.raises(UserError, match="names the plugin"):

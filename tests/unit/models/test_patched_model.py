@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from pave.checkpoints.official import patch_name, rename_patch
-from pave.data.collate import expand, pad
+from pave.data.collate import expand_video_tokens, pad_rows
 from pave.models.bases import _llava_onevision_layouts
-from pave.models.bases.llava_onevision import LlavaOnevision
+from pave.models.bases.llava_onevision import Base as LlavaOnevision
 from pave.models.patched_model import PatchedModel
 from pave.types import IGNORE_INDEX, UserError, VideoTokens
 
@@ -76,7 +76,7 @@ def fake_model(case: dict[str, Any], data: dict[str, Tensor]) -> PatchedModel:
         hf.model.vision_tower = StoredTower(data["vision_tower_output"])
     else:
         stored = torch.stack([data["slow_features/0"], data["slow_features/1"]])
-        base.encode = lambda pixels: VideoTokens(stored, stored)
+        base.encode = lambda pixels, prompt_ids: VideoTokens(stored, stored)
     prefix = f"{case['patch']}/temporal_aggregator."
     state = {k.removeprefix(prefix): v for k, v in WEIGHTS.items() if k.startswith(prefix)}
     patch = build(SPEC[f"patch_{case['patch']}"])
@@ -95,7 +95,7 @@ def splice(name: str) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor], Patche
     given_mask = data.get("attention_mask", torch.ones_like(ids)).bool()
     given_labels = data.get("labels", torch.full_like(ids, IGNORE_INDEX))
     rows = [
-        expand(i[m].tolist(), label[m].tolist(), model.base.num_visual_tokens(4), limit)
+        expand_video_tokens(i[m].tolist(), label[m].tolist(), model.base.num_visual_tokens(4), limit)
         for i, label, m in zip(ids, given_labels, given_mask)
     ]
     left = case["config"]["tokenizer_padding_side"] == "left"
@@ -107,7 +107,7 @@ def splice(name: str) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor], Patche
     if "video_feats" in data:
         x = data["video_feats"].permute(0, 2, 3, 4, 1)[:videos]
         sides["side"] = {"x": x, "steps": data["feat_frame_nums"][:videos].tolist(), "seconds": None}
-    ids, pixels = pad([r[0] for r in rows], 0, left), torch.zeros(videos, 4, 3, 70, 70)
+    ids, pixels = pad_rows([r[0] for r in rows], 0, left), torch.zeros(videos, 4, 3, 70, 70)
     if len(set(owners)) < videos:
         # The original takes two videos in a row, of which ours has no use and makes a mistake of the data.
         with pytest.raises(UserError, match="1 rows show a video, there are 2 videos"):
@@ -115,8 +115,8 @@ def splice(name: str) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor], Patche
         embeds = model.scatter_visual_tokens(ids, model.fuse(pixels, sides).flatten(0, 1), torch.zeros(len(ids), dtype=torch.long))
     else:
         embeds = model.splice(ids, pixels, sides)
-    labels = pad([r[1] for r in rows], IGNORE_INDEX, left)
-    mask = pad([[1] * len(r[0]) for r in rows], 0, left).bool()
+    labels = pad_rows([r[1] for r in rows], IGNORE_INDEX, left)
+    mask = pad_rows([[1] * len(r[0]) for r in rows], 0, left).bool()
     return embeds, labels, mask, data, model
 
 

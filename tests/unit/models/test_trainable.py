@@ -55,9 +55,9 @@ def test_these_parts_learn_and_come_back(tiny_setup: TinySetup, tmp_path: Path, 
     train.main(config, tmp_path)
     stored = load_file(tmp_path / "final" / trainable.BASE_FILE)
     after = build.load(tmp_path / "final")[0].base.state_dict()
-    assert {trainable.part_of(name) for name in stored} == {*learn}
+    assert {trainable.setting_of(name) for name in stored} == {*learn}
     changed = {name for name, x in after.items() if not torch.equal(x, before[name])}
-    assert {trainable.part_of(name) for name in changed} == {*learn}
+    assert {trainable.setting_of(name) for name in changed} == {*learn}
     for name, tensor in stored.items():
         assert torch.equal(after[name], tensor)
     assert len(changed & {*stored}) > 0.8 * len(stored)  # an unused bias or norm may rest
@@ -71,7 +71,7 @@ def test_all_that_learns_is_used(name: str, tmp_path: Path) -> None:
     if name != "llava_onevision":
         base = dataclasses.replace(base, newline="no_token")
     start = Config(base=base, lora=ALONE, data=DataConfig(max_length=4096))
-    if any(trainable.part_of(n) == "projector" for n, _ in build.load_base(base).named_parameters()):
+    if any(trainable.setting_of(n) == "projector" for n, _ in build.load_base(base).named_parameters()):
         start = dataclasses.replace(start, base=dataclasses.replace(base, trainable=["tower", "projector", "llm"]))
     model = build.create(start).train()
     clip = Clip(np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), np.uint8), np.arange(8) / 2)
@@ -79,7 +79,7 @@ def test_all_that_learns_is_used(name: str, tmp_path: Path) -> None:
     model(**batch)["loss"].backward()
     learns = {n: p for n, p in model.base.named_parameters() if p.requires_grad}
     assert [n for n, p in learns.items() if p.grad is None] == []
-    assert {trainable.part_of(n) for n in learns} == {*start.base.trainable}
+    assert {trainable.setting_of(n) for n in learns} == {*start.base.trainable}
 
 
 class Step(NamedTuple):
@@ -139,7 +139,7 @@ def test_a_tower_that_rests_runs_once_and_never_backwards(name: str, tmp_path: P
     assert not got.seen.embeds.requires_grad
     assert torch.equal(got.loss, want.loss)
     grads = gradients(got.model)
-    assert {trainable.part_of(n) for n in grads if not n.startswith("patches")} == {"llm"}
+    assert {trainable.part_of(n) for n in grads} == {"patch audio", "LoRA"}
     assert any(x.abs().max() > 0 for n, x in grads.items() if n.startswith("patches"))
     torch.testing.assert_close(grads, gradients(want.model))
 
@@ -151,7 +151,7 @@ def test_only_what_is_below_all_that_learns_rests(learn: list[str], tmp_path: Pa
     assert bool(got.later) == got.seen.query.requires_grad == ("tower" in learn)
     assert got.seen.embeds.requires_grad
     grads = gradients(got.model)
-    assert {trainable.part_of(n) for n in grads if not n.startswith("patches")} == {"llm", *learn}
+    assert {trainable.setting_of(n) or trainable.part_of(n) for n in grads} == {"patch audio", "LoRA", *learn}
     torch.testing.assert_close(grads, gradients(want.model))
     assert torch.is_grad_enabled()
 
@@ -161,7 +161,7 @@ def test_a_next_stage_keeps_what_the_first_one_learnt(tiny_setup: TinySetup, tmp
     first = load_file(tmp_path / "one/final" / trainable.BASE_FILE)
     train.main(tuned(tiny_setup, ["llm"], init=str(tmp_path / "one/final")), tmp_path / "two")
     stored = load_file(tmp_path / "two/final" / trainable.BASE_FILE)
-    assert {trainable.part_of(name) for name in stored} == {"tower", "projector", "llm"}
+    assert {trainable.setting_of(name) for name in stored} == {"tower", "projector", "llm"}
     assert all(torch.equal(stored[name], x) for name, x in first.items())
     # The second folder needs the first no more.
     (tmp_path / "one").rename(tmp_path / "gone")
@@ -185,7 +185,7 @@ def test_a_resumed_run_repeats_the_unbroken_one(tiny_setup: TinySetup, tmp_path:
 def test_lora_and_projector_learn_together(tiny_setup: TinySetup) -> None:
     model = build.create(tuned(tiny_setup, ["projector"], lora=LoraConfig(r=2, alpha=4)))
     names = {name for name, p in model.base.named_parameters() if p.requires_grad}
-    assert {trainable.part_of(name) for name in names if "lora" not in name} == {"projector"}
+    assert {trainable.setting_of(name) for name in names if "lora" not in name} == {"projector"}
     assert any("lora_A" in name for name in names)
 
 

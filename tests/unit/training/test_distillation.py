@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.panda_folder import folder as folder
+from helpers.panda_folder import make_panda
 from helpers.tiny_model import TinySetup, make_config
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
@@ -21,6 +21,11 @@ from pave.training import distillation, train
 from pave.types import UserError
 
 WIDTH = 64
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_panda(tmp_path_factory.mktemp("panda"))
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +95,7 @@ def test_three_stages(tiny_setup: TinySetup, folder: Path, teacher: Path, tmp_pa
     start = build.load_base(stage(tiny_setup, folder, []).base).state_dict()
     train.main(stage(tiny_setup, folder, ["tower", "projector"], teacher=str(teacher)), tmp_path / "align")
     first = load_file(tmp_path / "align/final" / trainable.BASE_FILE)
-    assert {trainable.part_of(name) for name in first} == {"tower", "projector", "lesson"}
+    assert {trainable.setting_of(name) or trainable.part_of(name) for name in first} == {"tower", "projector", "distillation head"}
     # Batch norm learns too: its running mean has moved.
     moved = {name for name, x in first.items() if name in start and not torch.equal(x, start[name])}
     assert any(name.endswith("running_mean") for name in moved)
@@ -98,10 +103,10 @@ def test_three_stages(tiny_setup: TinySetup, folder: Path, teacher: Path, tmp_pa
     everything = ["tower", "projector", "llm"]
     train.main(stage(tiny_setup, folder, everything, before, str(teacher)), tmp_path / "pretrain")
     second = load_file(tmp_path / "pretrain/final" / trainable.BASE_FILE)
-    assert {trainable.part_of(name) for name in second} == {"tower", "projector", "lesson", "llm"}
+    assert {trainable.setting_of(name) or trainable.part_of(name) for name in second} == {"tower", "projector", "distillation head", "llm"}
     train.main(stage(tiny_setup, folder, everything, str(tmp_path / "pretrain/final")), tmp_path / "tuned")
     third = load_file(tmp_path / "tuned/final" / trainable.BASE_FILE)
-    assert {trainable.part_of(name) for name in third} == {"tower", "projector", "llm"}
+    assert {trainable.setting_of(name) or trainable.part_of(name) for name in third} == {"tower", "projector", "llm"}
     model, _ = build.load(tmp_path / "tuned/final")
     assert all(torch.equal(model.base.state_dict()[name], x) for name, x in third.items())
     log = json.loads((tmp_path / "align/log.json").read_text())
