@@ -1,4 +1,4 @@
-"""What tests of `video_panda` and others share."""
+"""A folder of a tiny Video-Panda, as published."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -18,21 +17,22 @@ GOLDENS = GOLDEN / "encoders/video_panda"
 FRAMES, SIZE = 4, 112
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As published: tower and projector of the golden case, also under the names for pictures; and a teacher."""
-    folder, tokenizer = tmp_path_factory.mktemp("panda"), llama_tokenizer(video=False)
+def make_panda(folder: Path) -> Path:
+    """Make tower and projector of the golden case, also under the names for images, and traces of a teacher."""
+    tokenizer = llama_tokenizer(video=False)
     torch.manual_seed(0)
     settings = {**TEXT, "hidden_size": 80, "vocab_size": len(tokenizer), "max_position_embeddings": 512}
     llm = LlamaForCausalLM(LlamaConfig(**settings))
+
     state = {**llm.state_dict(), **{n: torch.from_numpy(x) for n, x in np.load(GOLDENS / "weights.npz").items()}}
     state["model.video_tower.lmhra2.pos_embed.0.weight"] = torch.full((64,), torch.nan)
-    twice = {"video_tower": "vision_tower", "video_projector": "mm_projector"}
-    state |= {n.replace(old, new): x for n, x in state.items() for old, new in twice.items() if old in n}
+    image_names = {"video_tower": "vision_tower", "video_projector": "mm_projector"}
+    state |= {n.replace(old, new): x for n, x in state.items() for old, new in image_names.items() if old in n}
     state |= {f"model.{name}.norm.weight": torch.zeros(1) for name in ("video_teacher", "video_tower_compressor")}
     save_file({n: x.contiguous().clone() for n, x in state.items()}, folder / "model.safetensors", {"format": "pt"})
-    told = {"model_type": "videopanda", "video_hidden_size": 64, "image_size": SIZE, "mm_use_im_start_end": False}
-    (folder / "config.json").write_text(json.dumps({**llm.config.to_dict(), **told}))
+
+    published = {"model_type": "videopanda", "video_hidden_size": 64, "image_size": SIZE, "mm_use_im_start_end": False}
+    (folder / "config.json").write_text(json.dumps({**llm.config.to_dict(), **published}))
     generation = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     (folder / "generation_config.json").write_text(json.dumps(generation))
     tokenizer.save_pretrained(folder)

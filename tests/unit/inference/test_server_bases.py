@@ -5,20 +5,22 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 from helpers.panda_folder import make_panda
 from helpers.random_checkpoints import save_trained
-from helpers.server_client import running
+from helpers.server_client import serve_here
 from helpers.tiny_bases import make_original, make_port, make_ppllava, make_qwen
 from helpers.tiny_model import TinySetup, make_config
 
 from pave.checkpoints import load
 from pave.config import BaseConfig
 from pave.evaluation import evaluate
-from pave.inference import demo
+from pave.inference import demo, untrusted_media
+from pave.inference.server import app
 from pave.inference.session import AnswerRequest, Session
 from pave.tasks import sideworld
 
@@ -30,7 +32,7 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
     "video_panda": make_panda,
 }
 FRAMES = {"video_llava port": 8, "video_llava original": 8}
-TOKENS = 4
+NEW_TOKENS = 4
 
 
 class Trained(NamedTuple):
@@ -40,58 +42,64 @@ class Trained(NamedTuple):
     video: Path
     features: Path
     questions: dict[str, str]
-    """Of the video, with what `pave eval` answers."""
+    """Questions about the video, with the answers of `pave eval`."""
 
 
 @pytest.fixture(scope="module", params=MAKERS)
 def trained(request: pytest.FixtureRequest, tiny_setup: TinySetup, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     kind, out = request.param, tmp_path_factory.mktemp("base")
-    path = MAKERS[kind](_new(out / "base"))
+    (out / "base").mkdir()
+    path = MAKERS[kind](out / "base")
     name, frames = kind.split()[0], FRAMES.get(kind, 4)
     base = BaseConfig(name=name, path=str(path), frames=frames, newline="no_token", dtype="float32")
     folder = save_trained(dataclasses.replace(make_config(*tiny_setup), base=base), out / "patch", 0)
     model, config = load.load_model(folder, None, device="cpu")
-    evaluate.main(model, config, out / "eval", evaluate.Options(max_new_tokens=TOKENS, batch=2))
-    said = {line["qid"]: line["text"] for line in map(json.loads, (out / "eval/predictions.jsonl").open())}
-    asked = evaluate.load_questions(model, config, "test", {}, True).questions
-    questions = {sideworld.Task().prompt(q): said[q.qid] for q in asked if Path(q.video).stem == "test_00000"}
+    evaluate.main(model, config, out / "eval", evaluate.Options(max_new_tokens=NEW_TOKENS, batch=2))
+    answers = {line["qid"]: line["text"] for line in map(json.loads, (out / "eval/predictions.jsonl").open())}
+    task = sideworld.Task()
+    questions = {
+        task.prompt(question): answers[question.qid]
+        for question in task.load("test", tiny_setup.data)
+        if Path(question.video).stem == "test_00000"
+    }
     features = tiny_setup.data / "features/audio/test_00000.safetensors"
     return Trained(folder, tiny_setup.data / "videos/test_00000.mp4", features, questions)
 
 
-def _new(folder: Path) -> Path:
-    folder.mkdir()
-    return folder
-
-
 def test_the_demo_answers_as_eval_does(trained: Trained) -> None:
     model, config = load.load_model(trained.folder, None, device="cpu")
+    files = {"audio": trained.features}
     assert len(trained.questions) > 1
     for question, text in trained.questions.items():
-        files = {"audio": trained.features}
-        assert demo.answer(model, config, trained.video, question, files, max_new_tokens=TOKENS) == text
+        assert demo.answer(model, config, trained.video, question, files, max_new_tokens=NEW_TOKENS) == text
+
+    question, text = next(iter(trained.questions.items()))
     session = Session(model, config)
-    scene = session.load_video(trained.video, {"audio": trained.features})
-    question = next(iter(trained.questions))
-    bare = Session(*load.load_model(trained.folder, None, base_only=True, device="cpu"))
-    off = session.ask(scene, AnswerRequest(question, patches=(), max_new_tokens=TOKENS))
-    assert off.text == bare.ask(bare.load_video(trained.video, {}), AnswerRequest(question, max_new_tokens=TOKENS)).text
-    on = session.ask(scene, AnswerRequest(question, max_new_tokens=TOKENS))
-    assert on.text == trained.questions[question] != off.text
-    follow = session.ask(scene, AnswerRequest("Are you sure?", ((question, on.text),), max_new_tokens=TOKENS))
-    assert follow.prompt_tokens > on.prompt_tokens
-    assert follow.tokens
+    loaded = session.load_video(trained.video, files)
+    patched = session.ask(loaded, AnswerRequest(question, max_new_tokens=NEW_TOKENS))
+    switched_off = session.ask(loaded, AnswerRequest(question, patches=(), max_new_tokens=NEW_TOKENS))
+    bare_model, bare_config = load.load_model(trained.folder, None, base_only=True, device="cpu")
+    bare_text = demo.answer(bare_model, bare_config, trained.video, question, {}, max_new_tokens=NEW_TOKENS)
+    assert switched_off.text == bare_text
+    assert patched.text == text != bare_text
+
+    history = ((question, text),)
+    follow_up = session.ask(loaded, AnswerRequest("Are you sure?", history, max_new_tokens=NEW_TOKENS))
+    assert follow_up.prompt_tokens > patched.prompt_tokens
+    assert follow_up.tokens
 
 
 @pytest.mark.parametrize("trained", ["ppllava"], indirect=True)
-def test_the_server_answers_as_eval_does(trained: Trained) -> None:
+def test_the_server_answers_as_eval_does(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("gradio", reason="needs the extra demo")
+    # Decoding in a process of its own is tested elsewhere, and takes long to start.
+    monkeypatch.setattr(app, "guarded_reader", lambda limits: nullcontext(untrusted_media.read))
     model, config = load.load_model(trained.folder, None, device="cpu")
-    with running(model, config, trained.folder, trained.video) as served:
+    with serve_here(model, config, trained.folder, trained.video) as served:
         for question, text in trained.questions.items():
-            files = {"video": served.video.open("rb"), "audio": trained.features.open("rb")}
-            form: dict[str, Any] = {"question": question, "base": "true", "max_new_tokens": str(TOKENS)}
-            got = served.client.post("/v1/answer", files=files, data=form).json()
-            assert got["answer"]["text"] == text
-            assert got["base"]["patches"] == {}
-            assert len(got["facts"]["sides"]["audio"]["windows"]) == len(got["facts"]["frames"])
+            files = {"video": trained.video.open("rb"), "audio": trained.features.open("rb")}
+            form = {"question": question, "base": "true", "max_new_tokens": str(NEW_TOKENS)}
+            body = served.form(files, **form).json()
+            assert body["answer"]["text"] == text
+            assert body["base"]["patches"] == {}
+            assert len(body["facts"]["sides"]["audio"]["windows"]) == len(body["facts"]["frames"])
