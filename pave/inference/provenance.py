@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pave.media.video import Info
+from pave.media.video import VideoInfo
 from pave.models.patch.patch import Patch
 from pave.models.patch.windows import WindowGather, Windows
 from pave.types import SideTokens
@@ -43,7 +43,7 @@ class Provenance:
 
     video: str
     """Name of the file."""
-    info: Info | None
+    info: VideoInfo | None
     """None for a folder of pictures."""
     looked_at: int
     """Number of decoded frames."""
@@ -103,7 +103,7 @@ def as_text(provenance: Provenance, patches: Collection[str] | None = None) -> s
     return "\n\n".join(["\n".join(lines), *time_lines])
 
 
-def _video_text(info: Info | None) -> str:
+def _video_text(info: VideoInfo | None) -> str:
     if info is None:
         return "a folder of pictures"
     sound = "a sound track" if info.has_audio else "no sound track"

@@ -17,8 +17,8 @@ import av
 from pave.inference import untrusted_zip
 from pave.inference.limits import Limits, RequestRefused
 from pave.media.frame_sampling import FrameSampling
-from pave.media.video import Info, info, read_clip
-from pave.media.worker_pool import one_thread_each
+from pave.media.video import VideoInfo, read_info, read_clip
+from pave.media.worker_pool import one_thread_per_process
 from pave.types import Clip, SideTokens, UserError
 
 ALLOWED_FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "mpegts", "wav", "mp3", "flac", "ogg", "aac")
@@ -43,7 +43,7 @@ class Media(NamedTuple):
     """Everything that was read for one video."""
 
     clip: Clip
-    info: Info | None
+    read_info: VideoInfo | None
     """None for a folder of pictures."""
     sides: dict[str, object]
     """SideTokens; the encoder's inputs; or a UserError that says why the video has no such side-channel."""
@@ -56,7 +56,7 @@ MediaReader = Callable[[Path, FrameSampling, Mapping[str, SideRequest]], Media]
 def read(video: Path, frames: FrameSampling, requests: Mapping[str, SideRequest]) -> Media:
     """Read key frames and side-channels in this process. Raises UserError for an unreadable video or side file."""
     clip = read_clip(video, frames)
-    video_info = None if video.is_dir() else info(video)
+    video_info = None if video.is_dir() else read_info(video)
     return Media(clip, video_info, {name: _read_side(name, request) for name, request in requests.items()})
 
 
@@ -153,7 +153,7 @@ def guarded_reader(limits: Limits) -> Iterator[MediaReader]:
     from pebble import ProcessExpired, ProcessPool
 
     context = multiprocessing.get_context("spawn")
-    with one_thread_each(), ProcessPool(1, context=context, initializer=_limit_memory) as pool:
+    with one_thread_per_process(), ProcessPool(1, context=context, initializer=_limit_memory) as pool:
 
         def read_in_pool(video: Path, frames: FrameSampling, requests: Mapping[str, SideRequest]) -> Media:
             arguments = [video, frames, requests, limits]

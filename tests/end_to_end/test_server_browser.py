@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import pytest
 from helpers.media_files import BUNNY, copy_picture, cut
 from helpers.paths import FIXTURES, ROOT
-from helpers.server_client import LONG, QUESTION, process_of
+from helpers.server_client import QUESTION, TIMEOUT, serve_process
 
 from pave.sideworld import files
 from pave.sideworld.scene import clip_seed, scene
 
-TRAINED = FIXTURES / "sideworld_audio"
+CHECKPOINT = FIXTURES / "sideworld_audio"
 PICTURES = ROOT / "runs/screenshots"
 SCENE = scene(clip_seed("test", 0, 0))
 FOLLOWING = "Which shape jumped when the sound was heard? Answer with one word."
@@ -30,27 +30,26 @@ class Site(NamedTuple):
     address: str
     browser: Any
     clip: Path
-    outside: list[str]
-    """What pages asked of other hosts."""
+    urls: list[str]
+    """All that pages requested."""
 
     def open(self) -> Any:
         """A new page of the browser."""
         page = self.browser.new_page(viewport={"width": 1200, "height": 1000})
-        page.set_default_timeout(LONG * 1000)
-        own = (self.address, "data:", "blob:")
-        page.on("request", lambda sent: None if sent.url.startswith(own) else self.outside.append(sent.url))
+        page.set_default_timeout(TIMEOUT * 1000)
+        page.on("request", lambda request: self.urls.append(request.url))
         page.goto(self.address)
         page.get_by_text("What was used").wait_for()
         return page
 
     def answers(self, video: Path, question: str, **fields: str) -> tuple[str, str]:
-        """What the endpoint says: with the patches, and the base."""
+        """Answers of the endpoint: with the patches, and of the base."""
         import httpx
 
         with video.open("rb") as file:
             form = {"question": question, "base": "true", **fields}
-            got = httpx.post(f"{self.address}/v1/answer", files={"video": file}, data=form, timeout=LONG).json()
-        return got["answer"]["text"], got["base"]["text"]
+            body = httpx.post(f"{self.address}/v1/answer", files={"video": file}, data=form, timeout=TIMEOUT).json()
+        return body["answer"]["text"], body["base"]["text"]
 
 
 @pytest.fixture(scope="module")
@@ -61,17 +60,17 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     if chromium is None:
         pytest.skip("needs Chromium")
     folder = tmp_path_factory.mktemp("site")
-    clip, outside = folder / "sideworld.mp4", list[str]()
+    clip, urls = folder / "sideworld.mp4", list[str]()
     files.write(SCENE, clip)
     PICTURES.mkdir(parents=True, exist_ok=True)
-    driver.expect.set_options(timeout=LONG * 1000)
+    driver.expect.set_options(timeout=TIMEOUT * 1000)
     # Root has no sandbox.
     arguments = [] if os.geteuid() else ["--no-sandbox"]
-    with process_of(folder, "--ckpt", str(TRAINED)) as process, driver.sync_playwright() as play:
+    with serve_process(folder, "--ckpt", str(CHECKPOINT)) as process, driver.sync_playwright() as play:
         browser = play.chromium.launch(executable_path=chromium, args=arguments)
-        yield Site(process.address, browser, clip, outside)
+        yield Site(process.address, browser, clip, urls)
         browser.close()
-    assert outside == []
+    assert not [url for url in urls if not url.startswith((process.address, "data:", "blob:"))]
 
 
 def drop(page: Any, video: Path) -> None:
@@ -83,12 +82,12 @@ def ask(page: Any, question: str) -> None:
     page.get_by_label("Question").press("Enter")
 
 
-def said(page: Any, column: int) -> Any:
+def chat_answers(page: Any, column: int) -> Any:
     """The answers in one of the two conversations."""
     return page.locator(".bubble-wrap").nth(column).locator("[data-testid=bot]")
 
 
-def used(page: Any) -> Any:
+def provenance_text(page: Any) -> Any:
     return page.locator(".cm-content")
 
 
@@ -100,32 +99,32 @@ def shoot(page: Any, name: str) -> None:
 def test_the_audio_patch_is_heard_and_switched(site: Site) -> None:
     from playwright.sync_api import expect
 
-    patched, base = site.answers(site.clip, QUESTION)
+    patched, bare = site.answers(site.clip, QUESTION)
     assert patched == SCENE.sound
-    assert base != SCENE.sound
+    assert bare != SCENE.sound
     page = site.open()
     drop(page, site.clip)
-    expect(used(page)).to_contain_text("audio: from sideworld.mp4, 7 steps of 1 token; a frame sees 1 to 2")
+    expect(provenance_text(page)).to_contain_text("audio: from sideworld.mp4, 7 steps of 1 token; a frame sees 1 to 2")
     ask(page, QUESTION)
-    expect(said(page, 0)).to_have_text([patched])
-    expect(said(page, 1)).to_have_text([base])
+    expect(chat_answers(page, 0)).to_have_text([patched])
+    expect(chat_answers(page, 1)).to_have_text([bare])
     shoot(page, "answers")
     history = f'[["{QUESTION}", "{patched}"]]'
     follow, _ = site.answers(site.clip, FOLLOWING, history=history)
     ask(page, FOLLOWING)
-    expect(said(page, 0)).to_have_text([patched, follow])
-    expect(said(page, 1)).to_have_count(2)
+    expect(chat_answers(page, 0)).to_have_text([patched, follow])
+    expect(chat_answers(page, 1)).to_have_count(2)
     shoot(page, "follow_up")
     page.get_by_role("button", name="New conversation").click()
-    expect(said(page, 0)).to_have_count(0)
+    expect(chat_answers(page, 0)).to_have_count(0)
     page.get_by_label("audio", exact=True).uncheck()
     ask(page, QUESTION)
-    expect(said(page, 0)).to_have_text([base])
-    expect(used(page)).to_contain_text("audio: switched off")
+    expect(chat_answers(page, 0)).to_have_text([bare])
+    expect(provenance_text(page)).to_contain_text("audio: switched off")
     shoot(page, "patch_off")
     page.get_by_label("audio", exact=True).check()
     ask(page, QUESTION)
-    expect(said(page, 0)).to_have_count(2)
+    expect(chat_answers(page, 0)).to_have_count(2)
     page.close()
 
 
@@ -135,15 +134,15 @@ def test_a_real_video(site: Site) -> None:
     answers = site.answers(BUNNY, QUESTION)
     page = site.open()
     drop(page, BUNNY)
-    expect(used(page)).to_contain_text("bigbuckbunny.mp4, 5.28 s, 132 frames of 1280x720, a sound track")
+    expect(provenance_text(page)).to_contain_text("bigbuckbunny.mp4, 5.28 s, 132 frames of 1280x720, a sound track")
     ask(page, QUESTION)
     for column, text in enumerate(answers):
-        expect(said(page, column)).to_have_text([text])
+        expect(chat_answers(page, column)).to_have_text([text])
     shoot(page, "real_video")
     page.close()
 
 
-def test_what_is_said_of_a_broken_file_and_of_one_without_sound(site: Site, tmp_path: Path) -> None:
+def test_a_broken_file_and_one_without_sound(site: Site, tmp_path: Path) -> None:
     from playwright.sync_api import expect
 
     page = site.open()
@@ -153,8 +152,8 @@ def test_what_is_said_of_a_broken_file_and_of_one_without_sound(site: Site, tmp_
     page.close()
     page = site.open()
     drop(page, copy_picture(site.clip, tmp_path / "mute.mp4", silence=False))
-    expect(used(page)).to_contain_text("audio: not used: mute.mp4: has no sound track; give a file with one")
+    expect(provenance_text(page)).to_contain_text("audio: not used: mute.mp4: has no sound track; give a file with one")
     ask(page, QUESTION)
-    expect(said(page, 0)).to_have_count(1)
+    expect(chat_answers(page, 0)).to_have_count(1)
     shoot(page, "without_sound")
     page.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 import stat
 import zipfile
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.rgbd_scenes import make_plain_scene
-from helpers.server_client import QUESTION, SIDES, TOKENS, Served, data_url, error, events, zipped
+from helpers.server_client import NEW_TOKENS, QUESTION, SIDES, Served, data_url, error, events, zip_folder
 from PIL import Image
 
 from pave.checkpoints import load as load_checkpoint
@@ -22,6 +23,7 @@ from pave.inference.limits import Limits
 from pave.inference.provenance import as_json
 from pave.inference.server.job_queue import JobQueue
 from pave.inference.session import AnswerRequest, Session, load_with_patches
+from pave.inference.untrusted_media import Media, read_untrusted
 from pave.media import feature_files
 from pave.types import SideTokens
 
@@ -29,90 +31,92 @@ pytest_plugins = ["helpers.server_client"]
 
 
 @pytest.fixture(scope="module")
-def sent(many: Served, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def side_files(served: Served, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Files for the side-channels that the video does not hold."""
-    folder = tmp_path_factory.mktemp("sent")
-    room = zipped(make_plain_scene(folder / "room"), folder / "room.zip")
-    return {"camera": many.video.with_name("test_00001.mp4"), "room": room}
+    folder = tmp_path_factory.mktemp("side_files")
+    room = zip_folder(make_plain_scene(folder / "room"), folder / "room.zip")
+    return {"camera": served.video.with_name("test_00001.mp4"), "room": room}
 
 
-def alone(folder: Path, video: Path, files: dict[str, Path]) -> tuple[str, dict[str, Any]]:
-    """Answer and facts of one trained folder by itself, from local files."""
-    session = Session(*load_checkpoint.load_model(folder, None, device="cpu"))
-    scene = session.load_video(video, files)
-    sides = json.loads(json.dumps(as_json(scene.provenance)["sides"]))
-    return session.ask(scene, AnswerRequest(QUESTION, max_new_tokens=TOKENS)).text, sides
-
-
-@pytest.mark.parametrize("name", SIDES)
+@pytest.mark.parametrize(("name", "steps"), [("camera", 4), ("more", 8), ("room", 2)])
 def test_each_patch_answers_as_it_does_alone(
-    many: Served, patches: dict[str, Path], sent: dict[str, Path], name: str
+    served: Served, patches: dict[str, Path], side_files: dict[str, Path], name: str, steps: int
 ) -> None:
-    local = {"camera": sent["camera"], "room": sent["room"].with_suffix("")}
-    files = {name: local[name]} if name in local else {}
-    text, sides = alone(patches[name], many.video, files)
-    urls = {key: data_url(file) for key, file in sent.items() if key == name}
-    got = many.ask(patches=[name], sides=urls).json()
-    assert got["answer"]["text"] == text
-    assert got["answer"]["patches"] == {name: 1.0}
-    found, expected = got["facts"]["sides"][name], sides[name]
-    assert {**found, "source": ""} == {**expected, "source": ""}
-    assert found["steps"] == {"camera": 4, "more": 8, "room": 2}[name]
-    form = {"video": many.video.open("rb"), **{key: sent[key].open("rb") for key in urls}}
-    body = {"patches": f'["{name}"]', "max_new_tokens": str(TOKENS)}
-    assert many.form(form, **body).json() == got
-    assert many.chat(patches=[name], sides=urls).json()["choices"][0]["message"]["content"] == text
-    streamed = events(many.chat(patches=[name], sides=urls, stream=True))
-    assert "".join(event["choices"][0]["delta"].get("content", "") for event in streamed).strip() == text
-    assert not many.left()
+    session = Session(*load_checkpoint.load_model(patches[name], None, device="cpu"))
+    files = {key: file for key, file in side_files.items() if key == name}
+    # On this machine a scene is a folder.
+    folders = {key: file.with_suffix("") if file.suffix == ".zip" else file for key, file in files.items()}
+    loaded = session.load_video(served.video, folders)
+    text = session.ask(loaded, AnswerRequest(QUESTION, max_new_tokens=NEW_TOKENS)).text
+
+    urls = {key: data_url(file) for key, file in files.items()}
+    body = served.ask(patches=[name], sides=urls).json()
+    assert body["answer"]["text"] == text
+    assert body["answer"]["patches"] == {name: 1.0}
+    facts, expected = body["facts"]["sides"][name], json.loads(json.dumps(as_json(loaded.provenance)["sides"][name]))
+    assert {**facts, "source": ""} == {**expected, "source": ""}
+    assert facts["steps"] == steps
+
+    form = {"video": served.video.open("rb"), **{key: file.open("rb") for key, file in files.items()}}
+    assert served.form(form, patches=f'["{name}"]', max_new_tokens=str(NEW_TOKENS)).json() == body
+    assert served.chat(patches=[name], sides=urls).json()["choices"][0]["message"]["content"] == text
+    stream = events(served.chat(patches=[name], sides=urls, stream=True))
+    assert "".join(event["choices"][0]["delta"].get("content", "") for event in stream).strip() == text
+    assert not served.request_files()
 
 
-def test_all_at_once_some_and_none(many: Served, sent: dict[str, Path]) -> None:
-    urls = {name: data_url(file) for name, file in sent.items()}
-    everything = many.ask(sides=urls, base=True).json()
-    assert everything["answer"]["patches"] == dict.fromkeys(["audio", *SIDES], 1.0)
-    assert not any(side["absent"] for side in everything["facts"]["sides"].values())
-    assert everything["base"]["patches"] == {}
-    said = [many.ask(sides=urls, patches=on).json()["answer"]["text"] for on in (["audio"], ["audio", "room"], [])]
-    assert said[2] == everything["base"]["text"]
-    assert len({everything["answer"]["text"], *said}) == 4
-    assert many.ask(sides=urls, base=True).json() == everything
-    unsent = many.ask().json()
-    absent = {name: side["absent"] for name, side in unsent["facts"]["sides"].items() if side["absent"]}
+def test_all_at_once_some_and_none(served: Served, side_files: dict[str, Path]) -> None:
+    urls = {name: data_url(file) for name, file in side_files.items()}
+    body = served.ask(patches=None, sides=urls, base=True).json()
+    assert body["answer"]["patches"] == dict.fromkeys(["audio", *SIDES], 1.0)
+    assert not any(side["absent"] for side in body["facts"]["sides"].values())
+    assert body["base"]["patches"] == {}
+    texts = [
+        served.ask(sides=urls, patches=names).json()["answer"]["text"] for names in (["audio"], ["audio", "room"], [])
+    ]
+    assert texts[2] == body["base"]["text"]
+    assert len({body["answer"]["text"], *texts}) == 4
+    assert served.ask(patches=None, sides=urls, base=True).json() == body
+
+    without_files = served.ask(patches=None).json()
+    absent = {name: side["absent"] for name, side in without_files["facts"]["sides"].items() if side["absent"]}
     assert absent == dict.fromkeys(["camera", "room"], "video: a video does not hold it; give a file of its own")
-    assert unsent["answer"]["text"] != everything["answer"]["text"]
-    assert "known: audio, camera, more, room" in error(many.ask(patches=["depth"]), 400)
-    assert not many.left()
+    assert without_files["answer"]["text"] != body["answer"]["text"]
+    assert "known: audio, camera, more, room" in error(served.ask(patches=["depth"]), 400)
+    assert not served.request_files()
 
 
-def test_several_cameras_come_as_zipped_features(many: Served, tmp_path: Path) -> None:
+def test_several_cameras_come_as_zipped_features(served: Served, tmp_path: Path) -> None:
     for name in ("left", "right"):
         tokens = SideTokens(torch.randn(4, 4, 24), torch.arange(4.0))
         feature_files.write(
             tmp_path / f"take/{name}.safetensors", tokens, feature_files.Meta("exo", "llava_onevision_tower", name)
         )
-    got = many.ask(sides={"camera": data_url(zipped(tmp_path / "take", tmp_path / "take.zip"))}).json()
-    assert got["facts"]["sides"]["camera"]["steps"] == 8
-    assert got["facts"]["sides"]["camera"]["seconds"] == [0, 0, 1, 1, 2, 2, 3, 3]
+    archive = zip_folder(tmp_path / "take", tmp_path / "take.zip")
+    camera = served.ask(sides={"camera": data_url(archive)}).json()["facts"]["sides"]["camera"]
+    assert (camera["steps"], camera["seconds"]) == (8, [0, 0, 1, 1, 2, 2, 3, 3])
 
 
-def test_the_page_takes_them_too(many: Served, patches: dict[str, Path], sent: dict[str, Path], tmp_path: Path) -> None:
+def test_the_page_takes_them_too(
+    served: Served, patches: dict[str, Path], side_files: dict[str, Path], tmp_path: Path
+) -> None:
     from pave.inference.server.web_page import ChatState, Page
-    from pave.inference.untrusted_media import guarded_reader
+
+    def read_here(*arguments: Any) -> Media:
+        return pickle.loads(read_untrusted(*arguments, Limits()))
 
     model, config = load_with_patches(patches["audio"], None, [], "cpu", [(name, str(patches[name])) for name in SIDES])
     queue = JobQueue(tmp_path, 1)
-    with guarded_reader(Limits()) as read:
-        page = Page(Session(model, config, read), queue, Limits(max_new_tokens=TOKENS))
-        assert page.sides == ["audio", *SIDES]
-        files = [None, str(sent["camera"]), None, str(sent["room"])]
-        for on in (page.sides, ["room"], []):
-            *_, (_, chat, _, used, _) = page.answer(ChatState(), QUESTION, False, on, str(many.video), *files)
-            urls = {name: data_url(file) for name, file in sent.items()}
-            assert chat[-1]["content"] == many.ask(patches=on, sides=urls).json()["answer"]["text"]
-            assert "from room.zip, 2 steps of 4 tokens" in used
+    page = Page(Session(model, config, read_here), queue, Limits(max_new_tokens=NEW_TOKENS))
+    assert page.sides == ["audio", *SIDES]
+    files = [None, str(side_files["camera"]), None, str(side_files["room"])]
+    urls = {name: data_url(file) for name, file in side_files.items()}
+    for names in (page.sides, ["room"], []):
+        *_, (_, chat, _, used, _) = page.answer(ChatState(), QUESTION, False, names, str(served.video), *files)
+        assert chat[-1]["content"] == served.ask(patches=names, sides=urls).json()["answer"]["text"]
+        assert "from room.zip, 2 steps of 4 tokens" in used
     queue.close()
-    assert {file.name for file in sent["room"].parent.iterdir()} == {"room", "room.zip"}
+    assert {file.name for file in side_files["room"].parent.iterdir()} == {"room", "room.zip"}
 
 
 def _with(name: str, data: bytes = b"", method: int = zipfile.ZIP_STORED) -> Callable[[Path], None]:
@@ -159,7 +163,7 @@ def _many(archive: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "status", "said"),
+    ("damage", "status", "message"),
     [
         (_with("../../evil.txt"), 415, "leads out of the zip"),
         (_with("/tmp/evil.txt"), 415, "leads out of the zip"),
@@ -181,18 +185,26 @@ def _many(archive: Path) -> None:
     ids=lambda value: "" if callable(value) else str(value)[:20],
 )
 def test_zips_that_are_refused(
-    many: Served, sent: dict[str, Path], tmp_path: Path, spoil: Callable[[Path], None], status: int, said: str
+    served: Served,
+    side_files: dict[str, Path],
+    tmp_path: Path,
+    damage: Callable[[Path], None],
+    status: int,
+    message: str,
 ) -> None:
-    archive = Path(shutil.copy(sent["room"], tmp_path / "room.zip"))
-    spoil(archive)
-    before = {file for file in many.folder.rglob("*") if file.is_file()}
-    assert said in error(many.ask(sides={"room": data_url(archive)}), status)
-    assert {file for file in many.folder.rglob("*") if file.is_file()} == before
-    assert not many.left()
+    archive = Path(shutil.copy(side_files["room"], tmp_path / "room.zip"))
+    damage(archive)
+    before = {file for file in served.folder.rglob("*") if file.is_file()}
+    assert message in error(served.ask(sides={"room": data_url(archive)}), status)
+    assert {file for file in served.folder.rglob("*") if file.is_file()} == before
+    assert not served.request_files()
 
 
-def test_what_desktops_put_into_a_zip_is_left_out(many: Served, sent: dict[str, Path], tmp_path: Path) -> None:
-    archive = Path(shutil.copy(sent["room"], tmp_path / "room.zip"))
+def test_files_that_desktops_add_to_a_zip_are_left_out(
+    served: Served, side_files: dict[str, Path], tmp_path: Path
+) -> None:
+    expected = served.ask(sides={"room": data_url(side_files["room"])}).json()
+    archive = Path(shutil.copy(side_files["room"], tmp_path / "room.zip"))
     for name in ("__MACOSX/room/._0.png", "room/.DS_Store"):
         _with(name, b"?")(archive)
-    assert many.ask(sides={"room": data_url(archive)}).json() == many.ask(sides={"room": data_url(sent["room"])}).json()
+    assert served.ask(sides={"room": data_url(archive)}).json() == expected

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from helpers.media_files import cut
-from helpers.server_client import QUESTION, Served
+from helpers.server_client import QUESTION, SIDES, Served
 
 from pave.checkpoints import load
 from pave.inference import provenance
@@ -97,9 +97,9 @@ def test_files_go_with_the_last_page_that_has_them(page: Any, tmp_path: Path) ->
 def call(served: Served, path: str) -> dict[str, Any]:
     """The outcome of the page's own API for a video at a path."""
     dependencies = served.client.get("/config").json()["dependencies"]
-    function = next(dependency["id"] for dependency in dependencies if len(dependency["inputs"]) == 2)
-    video = {"path": path, "meta": {"_type": "gradio.FileData"}}
-    body = {"data": [video, None], "fn_index": function, "session_hash": "session"}
+    files = [{"path": path, "meta": {"_type": "gradio.FileData"}}, *[None] * (1 + len(SIDES))]
+    function = next(dependency["id"] for dependency in dependencies if len(dependency["inputs"]) == len(files))
+    body = {"data": files, "fn_index": function, "session_hash": "session"}
     assert served.client.post("/gradio_api/queue/join", json=body).status_code == 200
     with served.client.stream("GET", "/gradio_api/queue/data", params={"session_hash": "session"}) as stream:
         messages = [json.loads(line[5:]) for line in stream.iter_lines() if line.startswith("data:")]

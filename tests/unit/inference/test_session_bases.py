@@ -1,26 +1,23 @@
-"""The demo and the server on the other bases: their answers are those of `pave eval`, with patches and without."""
+"""Sessions, which demo and server use, on the other bases: answers as `pave eval`, with patches and without."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 from helpers.panda_folder import make_panda
 from helpers.random_checkpoints import save_trained
-from helpers.server_client import serve_here
 from helpers.tiny_bases import make_original, make_port, make_ppllava, make_qwen
 from helpers.tiny_model import TinySetup, make_config
 
 from pave.checkpoints import load
 from pave.config import BaseConfig
 from pave.evaluation import evaluate
-from pave.inference import demo, untrusted_media
-from pave.inference.server import app
+from pave.inference import demo
 from pave.inference.session import AnswerRequest, Session
 from pave.tasks import sideworld
 
@@ -87,19 +84,3 @@ def test_the_demo_answers_as_eval_does(trained: Trained) -> None:
     follow_up = session.ask(loaded, AnswerRequest("Are you sure?", history, max_new_tokens=NEW_TOKENS))
     assert follow_up.prompt_tokens > patched.prompt_tokens
     assert follow_up.tokens
-
-
-@pytest.mark.parametrize("trained", ["ppllava"], indirect=True)
-def test_the_server_answers_as_eval_does(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("gradio", reason="needs the extra demo")
-    # Decoding in a process of its own is tested elsewhere, and takes long to start.
-    monkeypatch.setattr(app, "guarded_reader", lambda limits: nullcontext(untrusted_media.read))
-    model, config = load.load_model(trained.folder, None, device="cpu")
-    with serve_here(model, config, trained.folder, trained.video) as served:
-        for question, text in trained.questions.items():
-            files = {"video": trained.video.open("rb"), "audio": trained.features.open("rb")}
-            form = {"question": question, "base": "true", "max_new_tokens": str(NEW_TOKENS)}
-            body = served.form(files, **form).json()
-            assert body["answer"]["text"] == text
-            assert body["base"]["patches"] == {}
-            assert len(body["facts"]["sides"]["audio"]["windows"]) == len(body["facts"]["frames"])
