@@ -1,4 +1,4 @@
-"""`from pave import Pave`: a model with its config, from and to folders and the hub; its patches come and go."""
+"""`from pave import Pave`: a model with its config, from and to folders and the hub; patches are added and removed."""
 
 from __future__ import annotations
 
@@ -13,21 +13,20 @@ from pave import config as configs
 from pave.checkpoints import hot_swap, load, patch_folder
 from pave.config import Config
 from pave.evaluation.model_card import CARD_FILE, card
-from pave.models import patched_model
+from pave.models.patched_model import PatchedModel
 from pave.types import UserError
 from pave.utils.atomic import atomic_folder
 from pave.utils.hub_download import folder as hub_folder
 
 
-class Pave(patched_model.PatchedModel):
-    """A model that knows its config."""
+class Pave:
+    """A trained model together with its config."""
 
-    def __init__(self, loaded: patched_model.PatchedModel, config: Config) -> None:
-        super().__init__(loaded.base, dict(loaded.patches.items()))
-        self.patch_weights, self.lora_patches, self.config = loaded.patch_weights, loaded.lora_patches, config
-        # Without it a folder of a base that has learnt would be written without what the base has learnt.
-        self.modified_base_tensors = loaded.modified_base_tensors
-        self.train(loaded.training)
+    def __init__(self, model: PatchedModel, config: Config) -> None:
+        self.model = model
+        """The torch module: base, patches, LoRA; see `set_patches`, `fuse`, `generate`."""
+        self.config = config
+        """What the model was made from; `add`, `remove` and `hotswap` keep it up to date."""
 
     @classmethod
     def from_pretrained(
@@ -37,9 +36,9 @@ class Pave(patched_model.PatchedModel):
         device: str | None = None,
         trust_plugins: bool = False,
     ) -> Pave:
-        """A trained model from a folder, ours or a released one, or from the hub; `overrides` are `key=value`.
+        """Load a trained model from a folder, ours or an official one, or from the hub; `overrides` are `key=value`.
 
-        What it names of bases, sides and tasks must be pave's own, or in `overrides`, unless `trust_plugins` lets any
+        The bases, sides and tasks that it names must be pave's own, or in `overrides`, unless `trust_plugins` lets any
         module run that it names.
         Raises UserError where there is no such folder, no way to the hub, or a tensor is missing or misshapen.
         """
@@ -71,22 +70,23 @@ class Pave(patched_model.PatchedModel):
                 raise UserError(f"{repository}: the hub refuses: {reason}; check name, login and network") from error
 
     def _save(self, folder: Path, name: str, license: str, results: Sequence[str | Path]) -> None:
+        config = patch_folder.effective_config(self.model, self.config)
         with atomic_folder(folder) as temporary:
-            patch_folder.write(self, self.config, temporary)
-            text = card(self, patch_folder.effective_config(self, self.config), name, license, [Path(one) for one in results])
+            patch_folder.write(self.model, config, temporary)
+            text = card(self.model, config, name, license, [Path(result) for result in results])
             (temporary / CARD_FILE).write_text(text)
 
     def add(self, name: str, source: str | Path, overrides: Sequence[str] = (), trust_plugins: bool = False) -> None:
-        """Put the patch and the LoRA of a folder of ours on this model as patch `name`; see `live.add`."""
-        self.config = hot_swap.add(self, self.config, name, _folder(source), overrides, trust_plugins)
+        """Put the patch and the LoRA of a folder of ours on this model as patch `name`; see `hot_swap.add`."""
+        self.config = hot_swap.add(self.model, self.config, name, _folder(source), overrides, trust_plugins)
 
     def remove(self, name: str) -> None:
-        """Take a patch off this model, and its LoRA with the last patch that it came with."""
-        self.config = hot_swap.remove(self, self.config, name)
+        """Take a patch off this model, and its LoRA with the last patch that it came with; see `hot_swap.remove`."""
+        self.config = hot_swap.remove(self.model, self.config, name)
 
     def hotswap(self, source: str | Path, overrides: Sequence[str] = (), trust_plugins: bool = False) -> None:
-        """Replace all patches and LoRAs by those of a folder of ours on the same base; see `live.hotswap`."""
-        self.config = hot_swap.hotswap(self, self.config, _folder(source), overrides, trust_plugins)
+        """Replace all patches and LoRAs by those of a folder of ours on the same base; see `hot_swap.hotswap`."""
+        self.config = hot_swap.hotswap(self.model, self.config, _folder(source), overrides, trust_plugins)
 
 
 def _folder(source: str | Path) -> Path:

@@ -21,11 +21,11 @@ from helpers.tiny_model import TinySetup
 from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file
 
-import pave
+import pave as package
 from pave import Pave, api
 from pave.checkpoints import build, patch_folder
 from pave.cli import main
-from pave.config import TaskConfig
+from pave.config import Config, TaskConfig
 from pave.evaluation import model_card
 from pave.models import trainable
 from pave.types import UserError
@@ -48,24 +48,24 @@ def test_importing_pave_is_instant_and_its_model_comes_when_asked_for() -> None:
     code = "import sys, pave; assert not {'torch', 'transformers', 'huggingface_hub'} & set(sys.modules)\n"
     code += "from pave import types; assert types.__name__ == 'pave.types'"
     subprocess.run([sys.executable, "-c", code], check=True)
-    assert pave.Pave is api.Pave
+    assert package.Pave is api.Pave
     with pytest.raises(AttributeError, match="no attribute 'Pavee'"):
-        pave.Pavee  # noqa: B018
+        package.Pavee  # noqa: B018
 
 
 def test_folder_in_and_out(folders: dict[str, Path], tmp_path: Path) -> None:
-    model = Pave.from_pretrained(folders["audio"], device="cpu")
+    pave = Pave.from_pretrained(folders["audio"], device="cpu")
     loaded, config = build.load(folders["audio"])
-    assert model.config == config
-    assert not model.training
-    model.save_pretrained(tmp_path / "mine")
+    assert pave.config == config
+    assert not pave.model.training
+    pave.save_pretrained(tmp_path / "mine")
     names = ["README.md", "adapter_config.json", "adapter_model.safetensors", "patch.safetensors", "pave.yaml"]
     assert sorted(file.name for file in (tmp_path / "mine").iterdir()) == names
     again = Pave.from_pretrained(str(tmp_path / "mine"), device="cpu")
-    for other in (tensors(model), tensors(again)):
+    for other in (tensors(pave.model), tensors(again.model)):
         assert all(torch.equal(x, other[name]) for name, x in tensors(loaded).items())
     halved = Pave.from_pretrained(folders["audio"], ["sides.audio.weight=0.5"], device="cpu")
-    assert halved.patch_weights == {"audio": 0.5}
+    assert halved.model.patch_weights == {"audio": 0.5}
 
 
 def test_a_base_that_has_learnt_goes_in_and_out(tiny_setup: TinySetup, tmp_path: Path) -> None:
@@ -81,19 +81,19 @@ def test_a_base_that_has_learnt_goes_in_and_out(tiny_setup: TinySetup, tmp_path:
     assert len(stored) > 1
     assert written.keys() == stored.keys()
     assert all(torch.equal(written[name], x) for name, x in stored.items())
-    again, loaded = (Pave.from_pretrained(tmp_path / folder, device="cpu") for folder in ("mine", "trained"))
+    again, loaded = (Pave.from_pretrained(tmp_path / folder, device="cpu").model for folder in ("mine", "trained"))
     assert all(torch.equal(again.state_dict()[name], x) for name, x in loaded.state_dict().items())
-    asked = make_batch(config, loaded, left=True)
-    assert torch.equal(*(one.generate(**asked, max_new_tokens=4) for one in (again, loaded)))
+    batch = make_batch(config, loaded, left=True)
+    assert torch.equal(again.generate(**batch, max_new_tokens=4), loaded.generate(**batch, max_new_tokens=4))
 
 
 def test_official_folder(tmp_path: Path) -> None:
     base = [f"base.path={E2E}/tiny-llava-onevision-qwen2-ov", "base.vision_heads=4", "base.dtype=float32"]
-    model = Pave.from_pretrained(E2E / "tiny_pave_v5_1_3_lora_trained", base, device="cpu")
-    assert list(model.patches) == ["audio"]
-    model.save_pretrained(tmp_path / "ours")
+    pave = Pave.from_pretrained(E2E / "tiny_pave_v5_1_3_lora_trained", base, device="cpu")
+    assert list(pave.model.patches) == ["audio"]
+    pave.save_pretrained(tmp_path / "ours")
     again, _ = build.load(tmp_path / "ours")
-    assert all(torch.equal(x, model.state_dict()[name]) for name, x in again.state_dict().items())
+    assert all(torch.equal(x, pave.model.state_dict()[name]) for name, x in again.state_dict().items())
 
 
 def test_from_the_hub(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,13 +105,13 @@ def test_from_the_hub(folders: dict[str, Path], tmp_path: Path, monkeypatch: pyt
         return str(tmp_path / "cache")
 
     monkeypatch.setattr(hub_files, "snapshot_download", download)
-    model = Pave.from_pretrained("someone/audio", device="cpu")
+    model = Pave.from_pretrained("someone/audio", device="cpu").model
     assert all(torch.equal(x, tensors(model)[name]) for name, x in tensors(build.load(folders["audio"])[0]).items())
 
 
 def test_no_way_to_the_hub(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    model = Pave.from_pretrained(folders["audio"], device="cpu")
+    pave = Pave.from_pretrained(folders["audio"], device="cpu")
     for action, message in (
         (
             lambda: Pave.from_pretrained("nobody/nothing"),
@@ -119,9 +119,9 @@ def test_no_way_to_the_hub(folders: dict[str, Path], monkeypatch: pytest.MonkeyP
         ),
         (lambda: Pave.from_pretrained("no body/nothing"), "not to be had from the hub"),
         (lambda: Pave.from_pretrained("./nothing/here"), "no such folder; expected a folder that `pave train` wrote"),
-        (lambda: model.hotswap("nobody/nothing"), "not to be had from the hub"),
-        (lambda: model.push_to_hub("me/mine"), "me/mine: the hub refuses: .*offline"),
-        (lambda: model.push_to_hub("me/mi ne"), "me/mi ne: the hub refuses"),
+        (lambda: pave.hotswap("nobody/nothing"), "not to be had from the hub"),
+        (lambda: pave.push_to_hub("me/mine"), "me/mine: the hub refuses: .*offline"),
+        (lambda: pave.push_to_hub("me/mi ne"), "me/mi ne: the hub refuses"),
     ):
         with pytest.raises(UserError, match=message) as caught:
             action()
@@ -141,8 +141,8 @@ def test_push(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None
             return f"hub:{repo_id}"
 
     monkeypatch.setattr(api, "HfApi", Api)
-    model = Pave.from_pretrained(folders["audio"], device="cpu")
-    assert model.push_to_hub("me/mine", private=True) == "hub:me/mine"
+    pave = Pave.from_pretrained(folders["audio"], device="cpu")
+    assert pave.push_to_hub("me/mine", private=True) == "hub:me/mine"
     assert calls == [("me/mine", {"private": True, "exist_ok": True})]
     for file in folders["audio"].iterdir():
         assert uploaded[file.name] == file.read_bytes(), file
@@ -150,25 +150,25 @@ def test_push(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_patches_come_and_go(folders: dict[str, Path], tmp_path: Path) -> None:
-    model = Pave.from_pretrained(folders["audio"], device="cpu")
-    model.add("music", folders["music"])
-    assert list(model.config.sides) == ["audio", "music"]
+    pave = Pave.from_pretrained(folders["audio"], device="cpu")
+    pave.add("music", folders["music"])
+    assert list(pave.config.sides) == ["audio", "music"]
     with pytest.raises(UserError, match="several LoRAs"):
-        model.save_pretrained(tmp_path / "two")
-    model.remove("audio")
-    model.set_patches({"music": 0.5})
-    model.save_pretrained(tmp_path / "music")
+        pave.save_pretrained(tmp_path / "two")
+    pave.remove("audio")
+    pave.model.set_patches({"music": 0.5})
+    pave.save_pretrained(tmp_path / "music")
     assert "| music | audio | 12 | 8, 4, 2 |" in (tmp_path / "music/README.md").read_text()
     assert "rank 4, alpha 4" in (tmp_path / "music/README.md").read_text()
     again = Pave.from_pretrained(tmp_path / "music", device="cpu")
-    assert again.patch_weights == {"music": 0.5}
-    model.hotswap(folders["audio"])
-    assert model.config == patch_folder.read_config(folders["audio"])
+    assert again.model.patch_weights == {"music": 0.5}
+    pave.hotswap(folders["audio"])
+    assert pave.config == patch_folder.read_config(folders["audio"])
 
 
 def test_model_card(folders: dict[str, Path], tmp_path: Path) -> None:
-    model = Pave.from_pretrained(folders["audio"], device="cpu")
-    model.save_pretrained(tmp_path / "mine")
+    pave = Pave.from_pretrained(folders["audio"], device="cpu")
+    pave.save_pretrained(tmp_path / "mine")
     _, header, text = (tmp_path / "mine/README.md").read_text().split("---\n", 2)
     assert yaml.safe_load(header) == {
         "library_name": "pave",
@@ -187,8 +187,8 @@ def test_model_card(folders: dict[str, Path], tmp_path: Path) -> None:
     assert all(todo in text for todo in model_card.TODO.values())
     assert text.count("TODO") == len(model_card.TODO) + 1
     # On a base of the hub, the card says so.
-    config = model.config.__class__(sides=model.config.sides)
-    public = model_card.card(model, config, "me/mine")
+    config = Config(sides=pave.config.sides)
+    public = model_card.card(pave.model, config, "me/mine")
     metadata = yaml.safe_load(public.split("---\n")[1])
     assert metadata["base_model"] == "lmms-lab/llava-onevision-qwen2-0.5b-ov"
     assert metadata["base_model_relation"] == "adapter"
@@ -197,7 +197,7 @@ def test_model_card(folders: dict[str, Path], tmp_path: Path) -> None:
     huggingface_hub.ModelCard(public).data.to_dict()
     # Several tasks of one run, and a licence.
     mixed = dataclasses.replace(config.data, mixture={"avsd": TaskConfig(), "more": TaskConfig(task="avqa")})
-    public = model_card.card(model, dataclasses.replace(config, data=mixed), "me/mine", "cc-by-nc-sa-4.0")
+    public = model_card.card(pave.model, dataclasses.replace(config, data=mixed), "me/mine", "cc-by-nc-sa-4.0")
     assert "Data: `avsd`, `avqa`, split `train`." in public
     assert huggingface_hub.ModelCard(public).data.license == "cc-by-nc-sa-4.0"
     assert public.count("TODO") == len(model_card.TODO)
@@ -213,8 +213,8 @@ def test_scores_on_the_card(folders: dict[str, Path], tiny_setup: TinySetup, tmp
     ):
         words = ["eval", "--ckpt", str(folders["audio"]), "--out", str(tmp_path / name), "--workers", "0"]
         assert main.main([*words, "--max-new-tokens", "2", *options]) == 0
-    model = Pave.from_pretrained(folders["audio"], device="cpu")
-    model.save_pretrained(tmp_path / "mine", results=[tmp_path / name for name in ("right", "deaf", "base", "half")])
+    pave = Pave.from_pretrained(folders["audio"], device="cpu")
+    pave.save_pretrained(tmp_path / "mine", results=[tmp_path / name for name in ("right", "deaf", "base", "half")])
     text = (tmp_path / "mine/README.md").read_text()
     asked = f"`sideworld`, split `test`: 2 of {5 * 3} questions answered, only the first 2 asked. Side-channels: "
     for used in ("audio; weights in float32", "audio (drop)", "none", "audio; weights in float16"):
@@ -243,14 +243,14 @@ def test_the_commands_of_the_card_run(
     assert citation.startswith("@inproceedings{liu2025pave,\n  title = {PAVE:")
     words = command.replace('"', "").split(" --ask What is heard? ")
     assert main.main([*words[0].split()[1:], "--ask", "What is heard?", *words[1].split(), "--device", "cpu"]) == 0
-    said = capsys.readouterr().out
+    answer = capsys.readouterr().out
     exec(snippet, {})
-    assert capsys.readouterr().out == said
-    assert said.strip()
+    assert capsys.readouterr().out == answer
+    assert answer.strip()
 
 
 def test_answers_are_those_of_the_plain_model(folders: dict[str, Path]) -> None:
-    model = Pave.from_pretrained(folders["audio"], device="cpu")
+    model = Pave.from_pretrained(folders["audio"], device="cpu").model
     plain, config = build.load(folders["audio"])
     batch = make_batch(config, plain, left=True)
     assert torch.equal(model.generate(**batch, max_new_tokens=5), plain.generate(**batch, max_new_tokens=5))
