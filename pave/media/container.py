@@ -1,4 +1,4 @@
-"""Opening a media file, with one clear error for each thing that can be wrong with it."""
+"""Open a media file, with one clear error for each thing that can be wrong with it."""
 
 from __future__ import annotations
 
@@ -14,23 +14,22 @@ from av.stream import Disposition, Stream
 
 from pave.types import UserError
 
-SLACK = 8
+SIZE_TOLERANCE = 8
 """Bytes: some writers state the length of a RIFF file 1 or 8 bytes too long."""
-
-BOXES = (b"ftyp", b"styp", b"moov", b"moof", b"mdat", b"wide", b"free", b"skip")
-"""With which MP4 and MOV files begin."""
-
-S = TypeVar("S", bound=Stream)
+MP4_BOXES = (b"ftyp", b"styp", b"moov", b"moof", b"mdat", b"wide", b"free", b"skip")
+"""One of them is the first box of an MP4 or MOV file."""
+StreamT = TypeVar("StreamT", bound=Stream)
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[InputContainer]:
-    """An open media file. UserError: no such file, cut off, unreadable; or damaged, while it is open."""
+def open_media(path: Path) -> Iterator[InputContainer]:
+    """Open a media file. Raises UserError: no such file, cut off, unreadable; or damaged, while it is open."""
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    size, stated = path.stat().st_size, stated_size(path)
-    if stated > size + SLACK:
-        raise UserError(f"{path}: cut off: its header states {stated} bytes, found {size}; copy or download it again")
+    actual, expected = path.stat().st_size, stated_size(path)
+    if expected > actual + SIZE_TOLERANCE:
+        raise UserError(f"{path}: cut off: its header states {expected} bytes, found {actual}; copy it again")
+
     try:
         # Old cameras write tags that are not UTF-8, which must not stop us.
         with av.open(path, metadata_errors="ignore") as container:
@@ -39,16 +38,16 @@ def opened(path: Path) -> Iterator[InputContainer]:
         raise UserError(f"{path}: damaged, cut off or no media: {error.strerror}; copy or convert it again") from error
 
 
-def first(streams: tuple[S, ...], path: Path, kind: str) -> S:
-    """The first stream that is not a cover picture. UserError if there is none."""
-    found = next((s for s in streams if not s.disposition & Disposition.attached_pic), None)
-    if found is None:
-        raise UserError(f"{path}: has no {kind} track; give a file with one")
-    return found
+def first_stream(streams: tuple[StreamT, ...], path: Path, kind: str) -> StreamT:
+    """The first stream that is not a cover picture. Raises UserError if there is none."""
+    for stream in streams:
+        if not stream.disposition & Disposition.attached_pic:
+            return stream
+    raise UserError(f"{path}: has no {kind} track; give a file with one")
 
 
 def stated_size(path: Path) -> int:
-    """Bytes a file must have by its outermost sizes (MP4, RIFF, Matroska, FLV); 0 where its format states none."""
+    """Read how many bytes a file states to have (MP4, RIFF, Matroska, FLV); 0 where its format states none."""
     with path.open("rb") as file:
         head = file.read(12)
         if head[:4] == b"RIFF":
@@ -57,11 +56,11 @@ def stated_size(path: Path) -> int:
         if head[:4] == b"\x1a\x45\xdf\xa3":
             return _matroska_size(file)
         if head[:3] == b"FLV":
-            return _flash_size(file)
-        return _boxes_size(file) if head[4:8] in BOXES else 0
+            return _flv_size(file)
+        return _mp4_size(file) if head[4:8] in MP4_BOXES else 0
 
 
-def _boxes_size(file: BinaryIO) -> int:
+def _mp4_size(file: BinaryIO) -> int:
     """End of the last MP4 box that holds media; trailing bytes that are no box are not counted."""
     start = end = 0
     while True:
@@ -89,20 +88,20 @@ def _matroska_size(file: BinaryIO) -> int:
     return 0 if size is None else file.tell() + size
 
 
-def _flash_size(file: BinaryIO) -> int:
+def _flv_size(file: BinaryIO) -> int:
     """The number `filesize` of the first tag; without it, as in a live stream, 0."""
     file.seek(0)
     name = b"\0\x08filesize\0"  # length of the name, name, type of a number
-    _, found, rest = file.read(4096).partition(name)
-    return int(struct.unpack(">d", rest[:8])[0]) if found and len(rest) >= 8 else 0
+    _, separator, value = file.read(4096).partition(name)
+    return int(struct.unpack(">d", value[:8])[0]) if separator and len(value) >= 8 else 0
 
 
 def _variable_int(file: BinaryIO) -> int | None:
     """An EBML integer: leading zero bits count the bytes that follow; all ones (None) means unknown."""
-    first = file.read(1)
-    if not first or not first[0]:
+    first_byte = file.read(1)
+    if not first_byte or not first_byte[0]:
         return None
-    length = 9 - first[0].bit_length()
-    value = int.from_bytes(first + file.read(length - 1), "big")
-    ones = (1 << 7 * length) - 1
-    return None if value & ones == ones else value & ones
+    length = 9 - first_byte[0].bit_length()
+    all_ones = (1 << 7 * length) - 1
+    value = int.from_bytes(first_byte + file.read(length - 1), "big") & all_ones
+    return None if value == all_ones else value

@@ -1,4 +1,4 @@
-"""Feature files, the side tokens of one video as safetensors with where they came from; and reading tensor files."""
+"""Read and write feature files: side tokens as safetensors with their origin; read any tensor file safely."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from pave import __version__
 from pave.types import Question, SideTokens, UserError
 from pave.utils.atomic import atomic_file
 
-KEY = "pave"
-"""A single entry: several would come in any order, and the same tokens make different files."""
+METADATA_KEY = "pave"
+"""The only entry of the header: several would come in any order, and the same tokens make different files."""
 
 
 @dataclass(frozen=True)
 class Meta:
-    """Where the tokens of a feature file came from; stored beside them as one JSON text under KEY."""
+    """The origin of a feature file's tokens, stored in its header as one JSON text."""
 
     side: str
     extractor: str
@@ -33,7 +33,7 @@ class Meta:
     source: str
     """File name of the video, or name of the folder."""
     options: str = "{}"
-    """Of the side, themselves as JSON."""
+    """Of the side-channel, as JSON."""
     weights: str = ""
     """sha256 of the encoder's tensors."""
     source_bytes: str = ""
@@ -41,7 +41,7 @@ class Meta:
     pave_version: str = __version__
 
 
-class Tensors(NamedTuple):
+class TensorFile(NamedTuple):
     """Content of a safetensors file."""
 
     state: dict[str, Tensor]
@@ -49,57 +49,67 @@ class Tensors(NamedTuple):
 
 
 def write(path: Path, tokens: SideTokens, meta: Meta) -> None:
-    """Store tokens in their own dtype, whole or not at all. UserError where the disk refuses."""
+    """Write tokens in their own dtype, whole or not at all. Raises UserError where the disk refuses."""
     state = {"x": tokens.x} if tokens.seconds is None else {"x": tokens.x, "seconds": tokens.seconds}
-    write_safetensors(path, Tensors(state, {KEY: json.dumps(asdict(meta))}))
+    write_safetensors(path, TensorFile(state, {METADATA_KEY: json.dumps(asdict(meta))}))
 
 
 def feature_file(folder: Path, question: Question) -> Path:
-    """Where a question's features are below a folder: our file, or what was published where there is none of ours.
+    """Path of a question's features below a folder: our file, else an official .pt file or folder; it may not exist.
 
-    A folder's last name may hold `*`: some data sets have a folder for each split.
+    The last part of `folder` may hold `*`: some data sets have a folder for each split.
     """
     name = question.features or Path(question.video).stem
     folders = sorted(folder.parent.glob(folder.name)) if "*" in folder.name else []
-    files = [place / (name + suffix) for suffix in (".safetensors", ".pt", "") for place in folders or [folder]]
-    return next((file for file in files if file.exists()), files[0])
+    candidates = [path / (name + suffix) for suffix in (".safetensors", ".pt", "") for path in folders or [folder]]
+    return next((file for file in candidates if file.exists()), candidates[0])
 
 
 def read(path: Path, extractors: Sequence[str]) -> SideTokens:
-    """Tokens of a feature file, in float32. UserError: no such file, not one of ours, or of another extractor."""
+    """Read tokens in float32. Raises UserError: no such file, not a feature file, or of another extractor."""
     state, metadata = read_safetensors(path)
-    made_by = json.loads(metadata.get(KEY, "{}")).get("extractor")
-    if made_by not in extractors:
+    extractor = _parse_header(path, metadata).get("extractor")
+    if extractor not in extractors:
         expected = " or ".join(f"'{name}'" for name in extractors)
-        raise UserError(f"{path}: made by extractor '{made_by}', expected {expected}; run `pave extract` again")
+        raise UserError(f"{path}: made by extractor '{extractor}', expected {expected}; run `pave extract` again")
     if "x" not in state:
         raise UserError(f"{path}: has tensors {sorted(state)}, expected 'x'; run `pave extract` again")
     return SideTokens(state["x"].float(), state["seconds"].float() if "seconds" in state else None)
 
 
-def dtype(path: Path) -> str:
-    """Of the stored tokens, as safetensors names it, e.g. F16."""
+def stored_dtype(path: Path) -> str:
+    """Dtype of the stored tokens, as safetensors names it, e.g. F16."""
     with safe_open(path, framework="pt") as file:
         return str(file.get_slice("x").get_dtype())
 
 
 def read_meta(path: Path) -> Meta:
-    """Where the tokens of a feature file came from. UserError: no such file, not one of ours."""
+    """Read the origin of a feature file's tokens. Raises UserError: no such file, not a feature file."""
     _must_exist(path)
     try:
         with safe_open(path, framework="pt") as file:
-            found = json.loads((file.metadata() or {}).get(KEY, "{}"))
+            metadata = file.metadata() or {}
     except SafetensorError as error:
         raise UserError(_broken(path, error)) from error
-    names = [f.name for f in fields(Meta)]
-    missing = [name for name in names if name not in found]
+
+    header = _parse_header(path, metadata)
+    names = [field.name for field in fields(Meta)]
+    missing = [name for name in names if name not in header]
     if missing:
         raise UserError(f"{path}: its header lacks {', '.join(missing)}; run `pave extract` again")
-    return Meta(*(found[name] for name in names))
+    return Meta(*(header[name] for name in names))
 
 
-def check(tokens: SideTokens, path: Path, dim: int) -> None:
-    """UserError unless tokens are finite float[K,P,dim] with K, P >= 1 and one time a step where there are times."""
+def _parse_header(path: Path, metadata: dict[str, str]) -> dict[str, str]:
+    try:
+        header = json.loads(metadata.get(METADATA_KEY, "{}"))
+    except ValueError as error:
+        raise UserError(f"{path}: its header is not valid JSON ({error}); run `pave extract` again") from error
+    return header if isinstance(header, dict) else {}
+
+
+def check_tokens(tokens: SideTokens, path: Path, dim: int) -> None:
+    """Raises UserError unless tokens are finite float[K,P,dim], K, P >= 1, with a time for each step or none at all."""
     shape = tuple(tokens.x.shape)
     if len(shape) != 3:
         raise UserError(f"{path}: tokens of shape {shape}, expected (steps, tokens, width); extract it again")
@@ -115,8 +125,8 @@ def check(tokens: SideTokens, path: Path, dim: int) -> None:
         raise UserError(f"{path}: {len(tokens.seconds)} times for {shape[0]} steps; extract it again")
 
 
-def write_safetensors(path: Path, content: Tensors) -> None:
-    """Write tensors with metadata, whole or not at all. UserError where the disk refuses."""
+def write_safetensors(path: Path, content: TensorFile) -> None:
+    """Write tensors with metadata, whole or not at all. Raises UserError where the disk refuses."""
     data = save({name: t.detach().cpu().contiguous() for name, t in content.state.items()}, content.metadata)
     try:
         with atomic_file(path) as temporary:
@@ -125,12 +135,12 @@ def write_safetensors(path: Path, content: Tensors) -> None:
         raise UserError(f"{path}: cannot be written: {error.strerror}; free space or choose another folder") from error
 
 
-def read_safetensors(path: Path) -> Tensors:
-    """All tensors and the metadata of a file. UserError: no such file, cut off or of another kind."""
+def read_safetensors(path: Path) -> TensorFile:
+    """Read all tensors and the metadata. Raises UserError: no such file, cut off or of another kind."""
     _must_exist(path)
     try:
         with safe_open(path, framework="pt") as file:
-            return Tensors({name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {})  # noqa: SIM118
+            return TensorFile({name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {})  # noqa: SIM118
     except SafetensorError as error:
         raise UserError(_broken(path, error)) from error
 
@@ -140,7 +150,7 @@ def _broken(path: Path, error: Exception) -> str:
 
 
 def read_torch(path: Path) -> Any:
-    """What a .pt or .pth file holds, tensors and plain containers only. UserError: no such file, cut off or other."""
+    """Read tensors and plain containers from a .pt or .pth file. Raises UserError: no such file, cut off or other."""
     _must_exist(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))

@@ -1,6 +1,6 @@
-"""Scenes as ScanNet's SensReader exports them, or in our plain layout, to the posed layout (pave/media/rgbd.py).
+"""Export scenes in ScanNet's SensReader layout, or in our plain one, to the posed layout of pave/media/rgbd.py.
 
-That is the step before the 3D features which the release left open.
+The official code leaves this step before the 3D features open.
 """
 
 from __future__ import annotations
@@ -16,57 +16,64 @@ import numpy as np
 from pave.media import rgbd
 from pave.types import UserError
 from pave.utils.atomic import atomic_folder
+from pave.utils.json_files import read_json
 
 log = logging.getLogger(__name__)
 JPEG_QUALITY = 95
-"""For colour pictures that are no JPEG yet; others are copied."""
+"""For colour images that are no JPEG yet; others are copied."""
 
 
 def main(raw: Path, out: Path, every: int = 10) -> int:
     """Write out/NAME for every scene at or below a folder: each `every`-th frame, without those that have no pose.
 
-    Scenes that are there already stay, so that a killed run can be started again. Returns how many were written.
-    UserError at the end if any scene failed, or at once where `out` holds a scene of another `every`.
+    Existing scenes stay, so that a killed run can be started again. Returns how many were written. Raises UserError at
+    the end if any scene failed, or at once where `out` holds a scene of another `every`.
     """
     if every < 1:
         raise UserError(f"every={every}: expected at least 1, each frame")
-    failures, written = [], 0
-    for item in rgbd.find(raw):
+
+    failures: list[str] = []
+    num_written = 0
+    for item in rgbd.find_scenes(raw):
         target = out / item.name
         if target.exists():
-            _must_match(target, every)
+            _check_same_export(target, every)
             continue
-        for leftover in target.parent.glob(f".{target.name}.*.tmp"):  # of a killed run
-            shutil.rmtree(leftover)
+        for partial_folder in target.parent.glob(f".{target.name}.*.tmp"):  # of a killed run
+            shutil.rmtree(partial_folder)
+
         try:
-            count = _export(item.path, target, every)
+            num_frames = _export_scene(item.path, target, every)
         except UserError as error:
             failures.append(str(error))
             log.warning("%s", error)
         else:
-            written += 1
-            log.info("%s: %d frames", target, count)
+            num_written += 1
+            log.info("%s: %d frames", target, num_frames)
+
     if failures:
         raise UserError(f"{raw}: {len(failures)} scenes failed, as: {failures[0]}")
-    return written
+    return num_written
 
 
-def _must_match(target: Path, every: int) -> None:
+def _check_same_export(target: Path, every: int) -> None:
     path = target / rgbd.SETTINGS
-    made = json.loads(path.read_bytes()).get("every") if path.is_file() else None
-    if made != every:
-        raise UserError(f"{target}: is there with every={made}, not {every}; choose another folder or delete it")
+    stored = read_json(path, "what `pave prepare` wrote").get("every") if path.is_file() else None
+    if stored != every:
+        raise UserError(f"{target}: is there with every={stored}, not {every}; choose another folder or delete it")
 
 
-def _export(folder: Path, target: Path, every: int) -> int:
-    """One scene, whole or not at all; returns the number of its frames."""
-    frames = [frame for frame in rgbd.frames(folder) if frame.number % every == 0]
+def _export_scene(folder: Path, target: Path, every: int) -> int:
+    """Write one scene, whole or not at all; returns the number of its frames."""
+    frames = [frame for frame in rgbd.list_frames(folder) if frame.number % every == 0]
     if not frames:
         raise UserError(f"{folder}: no frame with a pose among each {every}-th; take more of them with --every")
-    settings: dict[str, Any] = {"depth_scale": rgbd.depth_scale(folder), "every": every}
-    align = rgbd.axis_align(folder)
-    if align is not None:
-        settings["axis_align"] = align.tolist()
+
+    settings: dict[str, Any] = {"depth_scale": rgbd.read_depth_scale(folder), "every": every}
+    axis_align = rgbd.read_axis_align(folder)
+    if axis_align is not None:
+        settings["axis_align"] = axis_align.tolist()
+
     with atomic_folder(target) as temporary:
         for frame in frames:
             name = f"{frame.number:05}"
@@ -75,12 +82,13 @@ def _export(folder: Path, target: Path, every: int) -> int:
             shutil.copyfile(frame.depth, temporary / rgbd.POSED.depth.format(name))
             _write_color(frame.color, temporary / f"{name}.jpg")
             _write_matrix(temporary / rgbd.POSED.pose.format(name), frame.pose)
-            own = rgbd.own_lens(frame)
-            if own:
-                _write_matrix(temporary / rgbd.OWN_INTRINSIC.format(name), own.matrix)
-        for lens in rgbd.shared_lenses(folder):
-            shared = rgbd.POSED.depth_intrinsic if lens.of_depth else rgbd.POSED.intrinsic
-            _write_matrix(temporary / shared, lens.matrix)
+            frame_intrinsics = rgbd.frame_intrinsics(frame)
+            if frame_intrinsics:
+                _write_matrix(temporary / rgbd.FRAME_INTRINSIC.format(name), frame_intrinsics.matrix)
+
+        for intrinsics in rgbd.shared_intrinsics(folder):
+            file = rgbd.POSED.depth_intrinsic if intrinsics.of_depth else rgbd.POSED.intrinsic
+            _write_matrix(temporary / file, intrinsics.matrix)
         (temporary / rgbd.SETTINGS).write_text(json.dumps(settings, indent=1))
     return len(frames)
 

@@ -1,4 +1,4 @@
-"""From a video file, or a folder of pictures, to a Clip."""
+"""Read key frames from a video file or from a folder of images."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from PIL import Image
 
-from pave.media.container import first, opened
-from pave.media.frame_sampling import Frames
-from pave.types import Clip, Pictures, UserError
+from pave.media.container import first_stream, open_media
+from pave.media.frame_sampling import FrameSampling
+from pave.types import Clip, Images, UserError
 
 SEEKABLE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 """Containers that keep when each packet is shown, and jump to key frames; others are decoded from the start."""
 
 
 @dataclass(frozen=True)
-class Info:
-    """What a video file holds."""
+class VideoInfo:
+    """Properties of a video file."""
 
     seconds: float
     fps: float
@@ -39,158 +39,174 @@ class _Timeline(NamedTuple):
     """The frames that a decoder can show, in order."""
 
     ticks: np.ndarray
-    """int64[N], time stamps, or 0, 1, 2, ... where the container keeps none to rely on."""
+    """int64[N], time stamps in the container's unit, or 0, 1, 2, ... where they are missing or unreliable."""
     seconds: np.ndarray
     """float[N], from the first frame on."""
-    keys: np.ndarray
-    """int64, ascending ticks of the key frames to jump to; empty: decode from the start and count."""
+    key_ticks: np.ndarray
+    """int64, of the key frames to jump to, ascending; empty: decode from the start and count."""
     fps: float
 
 
-def info(path: Path) -> Info:
-    """Duration, frame rate, size and exact number of frames. UserError as `read_clip`."""
-    time = _timeline(path)
-    with opened(path) as container:
-        stream = first(container.streams.video, path, "video")
+def read_info(path: Path) -> VideoInfo:
+    """Read duration, frame rate, size and exact number of frames. Raises UserError as `read_clip`."""
+    timeline = _read_timeline(path)
+    with open_media(path) as container:
+        stream = first_stream(container.streams.video, path, "video")
         frame = next(container.decode(stream))
-        height, width, _ = _picture(frame, frame.width, frame.height).shape
-        audio = bool(container.streams.audio)
-    return Info(time.seconds[-1].item() + 1 / time.fps, time.fps, width, height, len(time.ticks), audio)
+        height, width, _ = _to_upright_rgb(frame, frame.width, frame.height).shape
+        has_audio = bool(container.streams.audio)
+
+    seconds = timeline.seconds[-1].item() + 1 / timeline.fps
+    return VideoInfo(seconds, timeline.fps, width, height, len(timeline.ticks), has_audio)
 
 
-ALWAYS_32 = Frames()
+DEFAULT_SAMPLING = FrameSampling()
 
 
-def read_clip(path: Path, frames: Frames | int = ALWAYS_32) -> Clip:
-    """Key frames of a video, or the first ones of a folder of numbered .jpg files; a number means always so many.
+def read_clip(path: Path, frames: FrameSampling | int = DEFAULT_SAMPLING) -> Clip:
+    """Read key frames of a video, or the first images of a folder of numbered .jpg files; a number means so many.
 
-    With a rate or a base's own rule those of a folder are chosen like a video's. UserError: no such file, no video
-    stream, no frames, cut off or damaged.
+    At a rate, or by a base's own rule, those of a folder are chosen like a video's. Raises UserError: no such file, no
+    video stream, no frames, cut off or damaged.
     """
-    chosen = Frames(frames) if isinstance(frames, int) else frames
+    sampling = FrameSampling(frames) if isinstance(frames, int) else frames
     if path.is_dir():
-        return _read_folder(path, chosen)
-    return read_frames(path, lambda seconds, fps: chosen.choose(len(seconds), fps), lambda picture: picture)
+        return _read_folder(path, sampling)
+    return read_frames(path, lambda seconds, fps: sampling.choose(len(seconds), fps), lambda picture: picture)
 
 
 def read_frames(
     path: Path, choose: Callable[[np.ndarray, float], np.ndarray], prepare: Callable[[np.ndarray], np.ndarray]
 ) -> Clip:
-    """The frames of a video that `choose(seconds, fps)` numbers, as `prepare` makes them of uint8[H,W,3].
+    """Read the frames whose numbers `choose(seconds, fps)` gives, each changed by `prepare` from uint8[H,W,3].
 
-    Only the prepared are kept, so a long video needs no more memory than they take. UserError as `read_clip`.
+    Only prepared frames are kept, so a long video needs no more memory than they take. Raises UserError as `read_clip`.
     """
-    time = _timeline(path)
-    index = choose(time.seconds, time.fps)
-    pictures = np.empty(0, np.uint8)
-    for i, picture in _decode(path, time, np.unique(index)):
+    timeline = _read_timeline(path)
+    numbers = choose(timeline.seconds, timeline.fps)
+    frames = np.empty(0, np.uint8)
+    for number, picture in _decode(path, timeline, np.unique(numbers)):
         prepared = prepare(picture)
-        if not pictures.size:
-            pictures = np.empty((len(index), *prepared.shape), prepared.dtype)
-        pictures[index == i] = prepared
-    return Clip(pictures, time.seconds[index])
+        if not frames.size:
+            frames = np.empty((len(numbers), *prepared.shape), prepared.dtype)
+        frames[numbers == number] = prepared
+    return Clip(frames, timeline.seconds[numbers])
 
 
 class _Packet(NamedTuple):
-    """What a packet states of itself; its data, all of them together the whole file, is not kept."""
+    """What a packet states of itself; its data is not kept, since all packets together are the file."""
 
     tick: int | None
-    key: bool
-    hidden: bool
-    corrupt: bool
+    is_key: bool
+    is_hidden: bool
+    is_corrupt: bool
 
 
-def _timeline(path: Path) -> _Timeline:
-    with opened(path) as container:
-        stream = first(container.streams.video, path, "video")
-        packets = [_Packet(p.pts, p.is_keyframe, p.is_discard, p.is_corrupt) for p in container.demux(stream) if p.size]
-        rate = float(stream.average_rate or stream.guessed_rate or 0)
-        tick = float(stream.time_base or 0)
-        timed = container.format.name in SEEKABLE and all(p.tick is not None for p in packets)
-    if any(p.corrupt for p in packets):
+def _read_timeline(path: Path) -> _Timeline:
+    with open_media(path) as container:
+        stream = first_stream(container.streams.video, path, "video")
+        packets = []
+        for packet in container.demux(stream):
+            if packet.size:
+                packets.append(_Packet(packet.pts, packet.is_keyframe, packet.is_discard, packet.is_corrupt))
+        fps = float(stream.average_rate or stream.guessed_rate or 0)
+        tick_seconds = float(stream.time_base or 0)
+        is_timed = container.format.name in SEEKABLE and all(packet.tick is not None for packet in packets)
+    if any(packet.is_corrupt for packet in packets):
         raise UserError(f"{path}: damaged or cut off: it has broken video packets; copy or convert it again")
-    keys = sorted(p.tick for p in packets if p.key and p.tick is not None)
-    # An edit list hides packets that are only there to decode others. Those shown before the first key frame need
-    # frames of a part that was cut away.
-    seen = [p.tick for p in packets if not p.hidden and p.tick is not None]
-    ticks = sorted(t for t in seen if keys and t >= keys[0])
-    if not timed or not ticks:
-        keys, ticks, tick = [], list(range(_count(path))), 1 / rate if rate else 0
-    if not ticks or not rate:
+
+    # An edit list hides packets that are only needed to decode others. Frames before the first key frame need frames
+    # of a part that was cut away.
+    key_ticks = sorted(packet.tick for packet in packets if packet.is_key and packet.tick is not None)
+    shown_ticks = [packet.tick for packet in packets if not packet.is_hidden and packet.tick is not None]
+    ticks = sorted(tick for tick in shown_ticks if key_ticks and tick >= key_ticks[0])
+
+    if not is_timed or not ticks:
+        key_ticks, ticks = [], list(range(_count_frames(path)))
+        tick_seconds = 1 / fps if fps else 0
+    if not ticks or not fps:
         raise UserError(f"{path}: its video track has no frames; give another file")
-    return _Timeline(np.array(ticks), (np.array(ticks) - ticks[0]) * tick, np.array(keys), rate)
+    return _Timeline(np.array(ticks), (np.array(ticks) - ticks[0]) * tick_seconds, np.array(key_ticks), fps)
 
 
-def _count(path: Path) -> int:
-    """How many frames decoding everything gives: exact for any container."""
-    with opened(path) as container:
-        return sum(1 for _ in container.decode(first(container.streams.video, path, "video")))
+def _count_frames(path: Path) -> int:
+    """Decode everything: exact for any container."""
+    with open_media(path) as container:
+        return sum(1 for _ in container.decode(first_stream(container.streams.video, path, "video")))
 
 
-def _decode(path: Path, time: _Timeline, numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """(number, uint8[H,W,3]) of each frame in `numbers`, ascending; jumps over what lies between where it can."""
-    with opened(path) as container:
-        stream = first(container.streams.video, path, "video")
+def _decode(path: Path, timeline: _Timeline, numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield (number, uint8[H,W,3]) of the frames with these ascending numbers; where it can it jumps to key frames."""
+    with open_media(path) as container:
+        stream = first_stream(container.streams.video, path, "video")
+        needed_ticks = set(timeline.ticks[numbers].tolist())
         frames: Iterator[tuple[int, VideoFrame]] = iter(())
-        if not len(time.keys):
+        if not len(timeline.key_ticks):
             frames = enumerate(container.decode(stream))
-        size = stream.width, stream.height  # a stream may change its size on the way
-        last = -math.inf
-        for i in numbers.tolist():
-            target = time.ticks[i]
-            keys = time.keys[time.keys <= target]
-            if len(keys) and keys[-1] > last:
-                container.seek(keys[-1].item(), stream=stream)
-                frames = _from_key(container, stream, set(time.ticks[numbers].tolist()))
-            last, frame = next(((tick, f) for tick, f in frames if tick >= target), (math.inf, None))
-            if frame is None or last != target or frame.is_corrupt:
-                at = f"{time.seconds[i]:.2f} s"
-                raise UserError(f"{path}: damaged: the frame at {at} cannot be decoded; copy or convert it again")
-            yield i, _picture(frame, *size)
+
+        width, height = stream.width, stream.height  # a stream may change its size on the way
+        last_tick = -math.inf
+        for number in numbers.tolist():
+            target = timeline.ticks[number]
+            key_ticks = timeline.key_ticks[timeline.key_ticks <= target]
+            if len(key_ticks) and key_ticks[-1] > last_tick:
+                container.seek(key_ticks[-1].item(), stream=stream)
+                frames = _decode_after_seek(container, stream, needed_ticks)
+
+            last_tick, frame = next(((tick, frame) for tick, frame in frames if tick >= target), (math.inf, None))
+            if frame is None or last_tick != target or frame.is_corrupt:
+                time = f"{timeline.seconds[number]:.2f} s"
+                raise UserError(f"{path}: damaged: the frame at {time} cannot be decoded; copy or convert it again")
+            yield number, _to_upright_rgb(frame, width, height)
 
 
-def _from_key(container: InputContainer, stream: VideoStream, wanted: set[int]) -> Iterator[tuple[int, VideoFrame]]:
-    """(tick, frame) of what follows a jump; in H.264 without unwanted frames that no other needs."""
+def _decode_after_seek(
+    container: InputContainer, stream: VideoStream, needed_ticks: set[int]
+) -> Iterator[tuple[int, VideoFrame]]:
+    """Yield (tick, frame) of what follows; in H.264, frames that are neither needed nor referred to are skipped."""
     for packet in container.demux(stream):
         if stream.codec_context.name == "h264":
-            stream.codec_context.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in wanted else "NONREF"
-        yield from ((f.pts, f) for f in packet.decode() if isinstance(f, VideoFrame) and f.pts is not None)
+            is_needed = packet.pts is None or packet.pts in needed_ticks
+            stream.codec_context.skip_frame = "DEFAULT" if is_needed else "NONREF"
+        for frame in packet.decode():
+            if isinstance(frame, VideoFrame) and frame.pts is not None:
+                yield frame.pts, frame
 
 
-def _picture(frame: VideoFrame, width: int, height: int) -> np.ndarray:
+def _to_upright_rgb(frame: VideoFrame, width: int, height: int) -> np.ndarray:
     """uint8[H,W,3], scaled to the given size, then turned upright."""
     pixels = frame.to_ndarray(format="rgb24", width=width, height=height)
     return np.rot90(pixels, round(frame.rotation / 90))
 
 
-def _read_folder(path: Path, frames: Frames) -> Clip:
-    """The release's rule: .jpg only, by number; the first ones, the last repeated; one second a picture."""
+def _read_folder(path: Path, sampling: FrameSampling) -> Clip:
+    """Read .jpg files by number, one second each. The official rule: the first ones, the last one repeated."""
     files = list(path.glob("*.jpg"))
-    odd = next((f for f in files if not f.stem.isdecimal()), None)
-    if odd or not files:
-        found = f"found '{odd.name}'" if odd else "found none"
+    misnamed = [file for file in files if not file.stem.isdecimal()]
+    if misnamed or not files:
+        found = f"found '{misnamed[0].name}'" if misnamed else "found none"
         raise UserError(f"{path}: {found}, expected pictures named by number, as 0.jpg, 1.jpg, ...")
-    files = sorted(files, key=lambda f: int(f.stem))
-    if frames.rate or frames.own:
-        index = frames.choose(len(files), 1.0)
+    files.sort(key=lambda file: int(file.stem))
+
+    if sampling.frames_per_second or sampling.native_rule:
+        numbers = sampling.choose(len(files), 1.0)
     else:
-        files = files[: frames.most]
-        index = np.minimum(np.arange(frames.most), len(files) - 1)
-    pictures = [_read_picture(f) for f in files]
-    for file, picture in zip(files, pictures):
-        if picture.shape != pictures[0].shape:
-            raise UserError(
-                f"{file}: is {picture.shape[:2]} pixels high and wide, the first is {pictures[0].shape[:2]}"
-            )
-    return Clip(np.stack(pictures)[index], index.astype(np.float64))
+        files = files[: sampling.max_frames]
+        numbers = np.minimum(np.arange(sampling.max_frames), len(files) - 1)
+
+    images = [_read_image(file) for file in files]
+    for file, image in zip(files, images):
+        if image.shape != images[0].shape:
+            raise UserError(f"{file}: is {image.shape[:2]} pixels high and wide, the first is {images[0].shape[:2]}")
+    return Clip(np.stack(images)[numbers], numbers.astype(np.float64))
 
 
-def read_pictures(files: Sequence[Path]) -> Pictures:
-    """Separate pictures. UserError: one that is missing or broken."""
-    return Pictures([_read_picture(file) for file in files])
+def read_images(files: Sequence[Path]) -> Images:
+    """Read separate images. Raises UserError for one that is missing or broken."""
+    return Images([_read_image(file) for file in files])
 
 
-def _read_picture(file: Path) -> np.ndarray:
+def _read_image(file: Path) -> np.ndarray:
     try:
         return np.asarray(Image.open(file).convert("RGB"))
     except OSError as error:

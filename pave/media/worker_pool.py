@@ -1,4 +1,4 @@
-"""Reading many files in processes of their own: none of them can take the run down, however broken it is."""
+"""Read many files in worker processes: no file can take the run down, however broken it is."""
 
 from __future__ import annotations
 
@@ -11,49 +11,52 @@ from concurrent.futures import Future, TimeoutError
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from pave.types import Item, UserError
+from pave.types import MediaItem, UserError
 
 T = TypeVar("T")
 
 
 def read_all(
-    read: Callable[[Item], T], items: Sequence[Item], workers: int, seconds: float
-) -> Iterator[tuple[Item, T | UserError]]:
-    """What `read` gives for each item, in order, at most two a worker ahead; 0 workers read in this process.
+    read: Callable[[MediaItem], T], items: Sequence[MediaItem], workers: int, seconds: float
+) -> Iterator[tuple[MediaItem, T | UserError]]:
+    """Yield each item with what `read` makes of it, in order; workers are two items each ahead at most.
 
-    A file that cannot be read, takes over `seconds` or kills its worker gives a UserError; the others go on.
+    An item that cannot be read, takes over `seconds` or kills its worker comes with a UserError, and the others go on.
+    Without workers this process reads.
     """
     if not workers:
-        yield from ((item, _attempt(read, item)) for item in items)
+        for item in items:
+            yield item, _try_read(read, item)
         return
+
     from pebble import ProcessPool
 
-    with one_thread_each(), ProcessPool(workers, context=multiprocessing.get_context("spawn")) as pool:
-        ahead: deque[tuple[Item, Future]] = deque()
+    with one_thread_per_process(), ProcessPool(workers, context=multiprocessing.get_context("spawn")) as pool:
+        pending: deque[tuple[MediaItem, Future]] = deque()
         try:
             for item in items:
-                ahead.append((item, pool.schedule(_packed, args=[read, item], timeout=seconds)))
-                if len(ahead) > 2 * workers:
-                    yield _result(*ahead.popleft(), seconds)
-            while ahead:
-                yield _result(*ahead.popleft(), seconds)
+                pending.append((item, pool.schedule(_read_pickled, args=[read, item], timeout=seconds)))
+                if len(pending) > 2 * workers:
+                    yield _wait_for(*pending.popleft(), seconds)
+            while pending:
+                yield _wait_for(*pending.popleft(), seconds)
         finally:
             pool.stop()
 
 
-def _packed(read: Callable[[Item], T], item: Item) -> bytes:
-    """Bytes, for tensors would come through torch's sockets, whose folders stay behind when a worker is killed."""
+def _read_pickled(read: Callable[[MediaItem], T], item: MediaItem) -> bytes:
+    """Read as bytes: tensors would come through torch's sockets, whose folders stay behind when a worker is killed."""
     return pickle.dumps(read(item))
 
 
-def _attempt(read: Callable[[Item], T], item: Item) -> T | UserError:
+def _try_read(read: Callable[[MediaItem], T], item: MediaItem) -> T | UserError:
     try:
         return read(item)
     except UserError as error:
         return error
 
 
-def _result(item: Item, future: Future, seconds: float) -> tuple[Item, Any]:
+def _wait_for(item: MediaItem, future: Future, seconds: float) -> tuple[MediaItem, Any]:
     from pebble import ProcessExpired
 
     try:
@@ -70,7 +73,7 @@ def _result(item: Item, future: Future, seconds: float) -> tuple[Item, Any]:
 
 
 @contextmanager
-def one_thread_each() -> Iterator[None]:
+def one_thread_per_process() -> Iterator[None]:
     """Started processes read the variable when they import numpy; more threads than cores make all of them slower."""
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"

@@ -14,7 +14,7 @@ from helpers.media_files import BUNNY, SURROUND, cut, tone, write_clip
 from helpers.paths import GOLDEN, read_json
 from torch.testing import assert_close
 
-from pave.media.audio import MEAN, STD, mel_windows, read_waveform, resample, window_count
+from pave.media.audio import MEAN, STD, mel_windows, num_windows, read_waveform, resample
 from pave.types import UserError
 
 FOLDER = GOLDEN / "encoders/imagebind_audio"
@@ -48,7 +48,7 @@ def test_resample_keeps_16_khz() -> None:
 def test_window_count(row: dict[str, int]) -> None:
     samples = resample(torch.zeros(1, row["samples"]), row["sample_rate"]).shape[1]
     assert samples == row["samples_at_16000"]
-    assert window_count(samples) == row["windows"]
+    assert num_windows(samples) == row["windows"]
 
 
 @pytest.mark.parametrize("variant", ["mel_inplace", "mel_clean"])

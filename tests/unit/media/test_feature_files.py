@@ -65,8 +65,8 @@ def test_a_full_disk_leaves_nothing_and_keeps_the_old_file(tmp_path: Path, monke
 
 
 def test_check_accepts_what_fits(tmp_path: Path) -> None:
-    feature_files.check(tokens(), tmp_path, 8)
-    feature_files.check(SideTokens(torch.zeros(1, 1, 4)), tmp_path, 4)
+    feature_files.check_tokens(tokens(), tmp_path, 8)
+    feature_files.check_tokens(SideTokens(torch.zeros(1, 1, 4)), tmp_path, 4)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_check_accepts_what_fits(tmp_path: Path) -> None:
 )
 def test_check_names_the_file_and_the_fault(wrong: SideTokens, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        feature_files.check(wrong, tmp_path / "a.safetensors", 8)
+        feature_files.check_tokens(wrong, tmp_path / "a.safetensors", 8)
     assert str(caught.value).startswith(f"{tmp_path / 'a.safetensors'}: ")
     assert "\n" not in str(caught.value)
 

@@ -13,7 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.rgbd_scenes import ALIGN, color_image, depth_image, intrinsic_matrix, make_plain_scene, make_sens_scene, camera_pose, write_matrix
+from helpers.rgbd_scenes import (
+    ALIGN,
+    camera_pose,
+    color_image,
+    depth_image,
+    intrinsic_matrix,
+    make_plain_scene,
+    make_sens_scene,
+    write_matrix,
+)
 from PIL import Image
 
 from pave.media import rgbd, scannet_export
@@ -30,20 +39,20 @@ def test_scenes_are_found_at_any_depth_in_any_layout(tmp_path: Path) -> None:
     room = make_plain_scene(tmp_path / "room", frames=1)
     make_plain_scene(tmp_path / ".hidden.1.tmp", frames=1)
     scannet_export.main(tmp_path / "scans", tmp_path / "posed")
-    found = dict(rgbd.find(tmp_path))
+    found = dict(rgbd.find_scenes(tmp_path))
     assert sorted(found) == ["posed/scene0000_00", "posed/scene0001_00", "room"] + [
         f"scans/scene000{i}_00" for i in range(2)
     ]
     assert found["room"] == room
-    assert rgbd.find(room) == [("room", room)]
-    assert [rgbd.layout(path) for path in (tmp_path, room)] == [None, rgbd.PLAIN]
+    assert rgbd.find_scenes(room) == [("room", room)]
+    assert [rgbd.find_layout(path) for path in (tmp_path, room)] == [None, rgbd.PLAIN]
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty: no RGB-D scenes in it"):
-        rgbd.find(tmp_path / "empty")
+        rgbd.find_scenes(tmp_path / "empty")
 
 
 def test_nine_comes_before_ten_and_lost_frames_are_left_out(tmp_path: Path) -> None:
-    frames = rgbd.frames(make_sens_scene(tmp_path / "a", frames=12, lost=(3, 10)))
+    frames = rgbd.list_frames(make_sens_scene(tmp_path / "a", frames=12, lost=(3, 10)))
     assert [frame.number for frame in frames] == [0, 1, 2, 4, 5, 6, 7, 8, 9, 11]
     assert [frame.color.stem for frame in frames] == [str(frame.number) for frame in frames]
     assert all(np.array_equal(frame.pose, camera_pose(frame.number)) for frame in frames)
@@ -53,33 +62,33 @@ def test_a_time_stamp_may_name_a_frame(tmp_path: Path) -> None:
     folder = make_plain_scene(tmp_path / "a", frames=2)
     for file in folder.glob("[01].*"):
         file.rename(file.with_name(f"1305031.45{file.name}"))
-    frames = rgbd.frames(folder)
+    frames = rgbd.list_frames(folder)
     assert [frame.color.name for frame in frames] == ["1305031.450.png", "1305031.451.png"]
     assert rgbd.read_depth(frames[1].depth).size == (64, 64)
-    assert rgbd.lens(folder, frames[1]).matrix.tolist() == intrinsic_matrix(64, 64).tolist()
+    assert rgbd.find_intrinsics(folder, frames[1]).matrix.tolist() == intrinsic_matrix(64, 64).tolist()
 
 
 def test_the_lens_of_the_depth_camera_comes_first(tmp_path: Path) -> None:
     folder = make_sens_scene(tmp_path / "a", frames=1)
-    (frame,) = rgbd.frames(folder)
-    assert rgbd.lens(folder, frame)[1:] == (pytest.approx(intrinsic_matrix(64, 48)), True)
+    (frame,) = rgbd.list_frames(folder)
+    assert rgbd.find_intrinsics(folder, frame)[1:] == (pytest.approx(intrinsic_matrix(64, 48)), True)
     write_matrix(folder / "color/0.intrinsic.txt", intrinsic_matrix(7, 7))
-    assert rgbd.lens(folder, frame)[1:] == (pytest.approx(intrinsic_matrix(7, 7)), False)
+    assert rgbd.find_intrinsics(folder, frame)[1:] == (pytest.approx(intrinsic_matrix(7, 7)), False)
 
 
 def test_alignment_and_scale_are_stated_or_known(tmp_path: Path) -> None:
     folder = make_sens_scene(tmp_path / "scene0001_00", frames=1)
     meta, settings = folder / "scene0001_00.txt", folder / "scene.json"
-    assert rgbd.axis_align(folder) == pytest.approx(ALIGN)
-    assert rgbd.depth_scale(folder) == 1000
+    assert rgbd.read_axis_align(folder) == pytest.approx(ALIGN)
+    assert rgbd.read_depth_scale(folder) == 1000
     meta.write_text("sceneType = Office\n")  # as of the scenes of the hidden test
-    assert rgbd.axis_align(folder) == pytest.approx(np.eye(4))
+    assert rgbd.read_axis_align(folder) == pytest.approx(np.eye(4))
     meta.unlink()
-    assert rgbd.axis_align(folder) is None
+    assert rgbd.read_axis_align(folder) is None
     settings.write_text(json.dumps({"axis_align": ALIGN.tolist(), "depth_scale": 4000}))
-    assert rgbd.axis_align(folder) == pytest.approx(ALIGN)
-    assert rgbd.depth_scale(folder) == 4000
-    assert rgbd.axis_align(make_plain_scene(tmp_path / "room")) == pytest.approx(np.eye(4))
+    assert rgbd.read_axis_align(folder) == pytest.approx(ALIGN)
+    assert rgbd.read_depth_scale(folder) == 4000
+    assert rgbd.read_axis_align(make_plain_scene(tmp_path / "room")) == pytest.approx(np.eye(4))
 
 
 def truncate(path: Path) -> None:
@@ -123,9 +132,9 @@ FAULTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
 
 def look(folder: Path) -> None:
     """All that is read of a scene."""
-    rgbd.axis_align(folder), rgbd.depth_scale(folder)
-    for frame in rgbd.frames(folder):
-        rgbd.read_color(frame.color), rgbd.read_depth(frame.depth), rgbd.lens(folder, frame)
+    rgbd.read_axis_align(folder), rgbd.read_depth_scale(folder)
+    for frame in rgbd.list_frames(folder):
+        rgbd.read_color(frame.color), rgbd.read_depth(frame.depth), rgbd.find_intrinsics(folder, frame)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -143,10 +152,10 @@ def test_each_fault_is_one_line_that_names_the_file(fault: str, tmp_path: Path) 
 
 def test_a_scene_without_any_pose_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="a: none of its 2 frames has a finite pose"):
-        rgbd.frames(make_sens_scene(tmp_path / "a", frames=2, lost=(0, 1)))
+        rgbd.list_frames(make_sens_scene(tmp_path / "a", frames=2, lost=(0, 1)))
     (tmp_path / "b").mkdir()
     with pytest.raises(UserError, match="b: no RGB-D frames"):
-        rgbd.frames(tmp_path / "b")
+        rgbd.list_frames(tmp_path / "b")
 
 
 def test_damaged_pictures_never_raise_anything_else(tmp_path: Path) -> None:
@@ -176,13 +185,13 @@ def test_export_of_a_sens_scene(tmp_path: Path) -> None:
     numbers = [0, 10, 15, 20]
     pictures = [f"{n:05}.{suffix}" for n in numbers for suffix in ("jpg", "png", "txt")]
     assert sorted(snapshot(out)) == sorted([*pictures, "intrinsic.txt", "depth_intrinsic.txt", "scene.json"])
-    assert rgbd.layout(out) == rgbd.POSED
+    assert rgbd.find_layout(out) == rgbd.POSED
     assert (out / "00015.jpg").read_bytes() == (raw / "color/15.jpg").read_bytes()
     assert (out / "00015.png").read_bytes() == (raw / "depth/15.png").read_bytes()
-    frames = rgbd.frames(out)
+    frames = rgbd.list_frames(out)
     assert [frame.pose.tolist() for frame in frames] == [camera_pose(n).tolist() for n in numbers]
-    assert rgbd.axis_align(out) == pytest.approx(ALIGN)
-    assert rgbd.lens(out, frames[0])[1:] == (pytest.approx(intrinsic_matrix(64, 48)), True)
+    assert rgbd.read_axis_align(out) == pytest.approx(ALIGN)
+    assert rgbd.find_intrinsics(out, frames[0])[1:] == (pytest.approx(intrinsic_matrix(64, 48)), True)
 
 
 def test_export_of_plain_frames(tmp_path: Path) -> None:
@@ -190,10 +199,10 @@ def test_export_of_plain_frames(tmp_path: Path) -> None:
     raw = make_plain_scene(tmp_path / "raw/room", frames=3, own_intrinsics=True)
     assert scannet_export.main(tmp_path / "raw", tmp_path / "out", every=1) == 1
     out = tmp_path / "out/room"
-    assert rgbd.depth_scale(out) == 500
-    assert rgbd.axis_align(out) == pytest.approx(np.eye(4))
-    for before, after in zip(rgbd.frames(raw), rgbd.frames(out), strict=True):
-        assert np.array_equal(rgbd.lens(raw, before).matrix, rgbd.lens(out, after).matrix)
+    assert rgbd.read_depth_scale(out) == 500
+    assert rgbd.read_axis_align(out) == pytest.approx(np.eye(4))
+    for before, after in zip(rgbd.list_frames(raw), rgbd.list_frames(out), strict=True):
+        assert np.array_equal(rgbd.find_intrinsics(raw, before).matrix, rgbd.find_intrinsics(out, after).matrix)
         colors = (np.asarray(rgbd.read_color(frame.color), np.float32) for frame in (before, after))
         assert np.abs(np.subtract(*colors)).max() < 8
 
@@ -235,7 +244,7 @@ def test_a_killed_export_leaves_no_half_scene(tmp_path: Path) -> None:
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
     assert len(snapshot(tmp_path / "out")) >= 5
     with pytest.raises(UserError, match="no RGB-D scenes"):
-        rgbd.find(tmp_path / "out")
+        rgbd.find_scenes(tmp_path / "out")
     assert scannet_export.main(tmp_path / "raw", tmp_path / "out", every=1) == 1
     assert os.listdir(tmp_path / "out") == ["scene0000_00"]
-    assert len(rgbd.frames(tmp_path / "out/scene0000_00")) == 4
+    assert len(rgbd.list_frames(tmp_path / "out/scene0000_00")) == 4
