@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -42,6 +42,11 @@ def read_questions(
 ) -> list[Question]:
     """Read the questions of an annotation file and make their ids unique; errors as of `read_records`."""
     return unique_ids(read_records(file, parse_record, list_records))
+
+
+def read_question_files(parsers: Mapping[Path, Callable[[Record], Iterable[Question]]]) -> list[Question]:
+    """Read the questions of several files, each with its parser of a record, and make their ids unique."""
+    return unique_ids([question for file, parse in parsers.items() for question in read_records(file, parse)])
 
 
 def read_records(

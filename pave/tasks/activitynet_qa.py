@@ -21,8 +21,6 @@ TYPES = ("motion", "spatial", "temporal", "yes/no", "color", "object", "location
 
 
 class Task(base.OpenEndedTask):
-    """ActivityNet-QA."""
-
     splits = ("train", "val", "test")
     expected_counts = {"train": 32000, "val": 18000, "test": 8000}
 

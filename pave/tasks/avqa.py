@@ -27,8 +27,6 @@ LETTERS = "ABCD"
 
 
 class Task(base.Task):
-    """AVQA."""
-
     files = {
         "train": "annotation/train_qa.json",
         "val": "annotation/val_qa.json",
@@ -69,7 +67,6 @@ class Task(base.Task):
         return guessing_scores(names, [len(LETTERS)])
 
     def describe(self, split: str) -> dict[str, str]:
-        """Metrics, prompt and references in words."""
         return {
             "accuracy": "the letter of the right option stands anywhere in the answer, as the official code scores",
             "strict": "the one letter that the answer states is right",

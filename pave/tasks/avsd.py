@@ -44,8 +44,6 @@ COCO_IMAGE = {
 
 
 class Task(base.Task):
-    """AVSD. For training, 7,659 dialogs make a number of conversations that depends on their lengths."""
-
     files = {
         "train": "avsd_train.json",
         "test": "mock_test_set4DSTC10-AVSD_from_DSTC7_singref.json",
@@ -54,6 +52,7 @@ class Task(base.Task):
     }
     splits = tuple(files)
     expected_counts = {"test": 1710, "test_multiref": 1710}
+    """Of training conversations the number depends on the lengths of 7,659 dialogs."""
     prepares = True
 
     def load(self, split: str, root: Path) -> list[Question]:
@@ -84,7 +83,6 @@ class Task(base.Task):
         return count_answers(base.columns(pairs).texts)
 
     def describe(self, split: str) -> dict[str, str]:
-        """Metrics, prompt and references in words."""
         several = split == "test_multiref"
         return {
             "rule": "captions by pycocoevalcap's rules" + (", without the stop words of DSTC10" if several else ""),

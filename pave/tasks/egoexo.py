@@ -53,10 +53,9 @@ PROMPT_EXAMPLE = " Example Output: Early Expert"
 
 
 class Task(base.Task):
-    """Ego-Exo4D. No counts are expected: the numbers of takes differ between versions of the annotations."""
-
     files = FILES | {"train_prepared": "egoexo_train_instruct.json"}
     splits = tuple(files)
+    # No counts are expected: the numbers of takes differ between versions of the annotations.
     prepares = True
 
     def load(self, split: str, root: Path) -> list[Question]:
@@ -96,7 +95,6 @@ class Task(base.Task):
         return {"accuracy": highest, "strict": highest}
 
     def describe(self, split: str) -> dict[str, str]:
-        """Metrics, prompt and references in words."""
         variants = {"action": "names scenario and task", "short": "lists the levels without definitions"}
         return {
             "accuracy": "the level stands anywhere in the answer, as the official code scores",

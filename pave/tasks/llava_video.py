@@ -28,8 +28,7 @@ QUESTIONS_PER_VIDEO = 2
 
 
 class Task(base.TrainingOnlyTask):
-    """LLaVA-Video-178K. No count is expected: it differs between revisions of the data set."""
-
+    # No count is expected: it differs between revisions of the data set.
     prepares = True
 
     def load(self, split: str, root: Path) -> list[Question]:
@@ -42,7 +41,6 @@ class Task(base.TrainingOnlyTask):
         return unique_ids(selected)
 
     def describe(self, split: str) -> dict[str, str]:
-        """Prompt and references in words."""
         return {"prompt": "the question alone", "references": f"the first {QUESTIONS_PER_VIDEO} questions of a video"}
 
     def prepare(self, raw: Path, out: Path) -> list[str]:

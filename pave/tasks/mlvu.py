@@ -25,16 +25,7 @@ from operator import eq
 from pathlib import Path
 
 from pave.tasks import base
-from pave.tasks._annotations import (
-    Record,
-    field,
-    has_field,
-    id_field,
-    read_questions,
-    read_records,
-    texts_field,
-    unique_ids,
-)
+from pave.tasks._annotations import Record, field, has_field, id_field, read_question_files, read_questions, texts_field
 from pave.tasks._multiple_choice import guessing_scores
 from pave.tasks.metrics.aggregate import count_answers, macro_mean, mean
 from pave.tasks.metrics.multiple_choice import extract_mcq_answer, letter_before_bracket, stated_letter
@@ -48,8 +39,6 @@ NO_LETTER = "@"
 
 
 class Task(base.Task):
-    """MLVU. The tasks of dev have 539, 355, 352, 206, 259, 200 and 264 multiple-choice questions."""
-
     files = {
         "dev": "json/1_plotQA.json",
         "test": "test-ground-truth/test_mcq_gt.json",
@@ -58,6 +47,7 @@ class Task(base.Task):
     }
     splits = tuple(files)
     expected_counts = {"dev": 2175, "dev_packed": 2175}
+    """539, 355, 352, 206, 259, 200 and 264 multiple-choice questions of the tasks of dev."""
 
     def load(self, split: str, root: Path) -> list[Question]:
         """Multiple-choice questions; the group is the task. Raises UserError."""
@@ -67,10 +57,10 @@ class Task(base.Task):
         if split == "test":
             return read_questions(file, partial(_parse_record, "video"))
 
-        questions: list[Question] = []
-        for i, name in enumerate(DEV_TASKS, start=1):
-            questions += read_records(root / f"json/{i}_{name}.json", partial(_parse_record, f"video/{i}_{name}"))
-        return unique_ids(questions)
+        names = [f"{i}_{task}" for i, task in enumerate(DEV_TASKS, start=1)]
+        return read_question_files(
+            {root / f"json/{name}.json": partial(_parse_record, f"video/{name}") for name in names}
+        )
 
     def prompt(self, question: Question) -> str:
         """The words of the official copy of lmms-eval, which later versions shorten by two line breaks."""
@@ -101,7 +91,6 @@ class Task(base.Task):
         return guessing_scores(("accuracy", "accuracy_mcq", "strict"), counts)
 
     def describe(self, split: str) -> dict[str, str]:
-        """Metrics, prompt and references in words."""
         return {
             "accuracy": "what is before the first `)`, else the whole answer, is the letter (lmms-eval up to 0.7.1)",
             "accuracy_mcq": "extract_mcq_answer of lmms-eval from 0.7.2, with A to F where that has A to D",

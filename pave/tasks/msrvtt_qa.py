@@ -22,8 +22,6 @@ from pave.types import Question
 
 
 class Task(base.OpenEndedTask):
-    """MSRVTT-QA."""
-
     files = {"test": "test_q.json", "test_qa": "test_qa.json", "val_qa": "val_qa.json", "train_qa": "train_qa.json"}
     splits = tuple(files)
     expected_counts = {"test": 72821, "test_qa": 72821, "val_qa": 12278, "train_qa": 158581}

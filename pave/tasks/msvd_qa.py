@@ -24,8 +24,6 @@ from pave.types import Question, UserError
 
 
 class Task(base.OpenEndedTask):
-    """MSVD-QA."""
-
     files = {"test": "test_q.json", "test_qa": "test_qa.json", "val_qa": "val_qa.json", "train_qa": "train_qa.json"}
     splits = tuple(files)
     expected_counts = {"test": 13157, "test_qa": 13157, "val_qa": 6415, "train_qa": 30933}

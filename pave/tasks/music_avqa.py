@@ -49,11 +49,10 @@ CLASSES = re.findall(
 
 
 class Task(base.Task):
-    """Music-AVQA. No count is expected of the training files, of which some questions are learnt twice."""
-
     files = FILES
     splits = tuple(FILES)
     expected_counts = {"val": 4568, "test": 9129, "val_original": 4595, "test_original": 9185}
+    """Not of the training files, of which some questions are learnt twice."""
     prepares = True
 
     def load(self, split: str, root: Path) -> list[Question]:
@@ -81,7 +80,6 @@ class Task(base.Task):
         }
 
     def describe(self, split: str) -> dict[str, str]:
-        """Metrics, prompt and references in words."""
         return {
             "accuracy": "the answer stands anywhere in the prediction, capitals or not, as the official code scores",
             "strict": "the one of the 42 answers that the prediction names, as a whole word, is right",

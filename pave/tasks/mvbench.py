@@ -17,7 +17,7 @@ from operator import eq
 from pathlib import Path, PurePosixPath
 
 from pave.tasks import base
-from pave.tasks._annotations import Record, field, read_records, texts_field
+from pave.tasks._annotations import Record, field, read_question_files, texts_field
 from pave.tasks._multiple_choice import guessing_scores
 from pave.tasks.metrics.aggregate import count_answers, macro_mean, mean
 from pave.tasks.metrics.multiple_choice import is_right_for_mvbench_authors, mvbench_letter, stated_letter
@@ -50,18 +50,15 @@ LETTERS = "ABCDE"
 
 
 class Task(base.Task):
-    """MVBench."""
-
     files = {task: f"json/{task}.json" for task in VIDEO_FOLDERS}
     splits = ("test", *VIDEO_FOLDERS)
     expected_counts = {"test": 200 * len(VIDEO_FOLDERS), **dict.fromkeys(VIDEO_FOLDERS, 200)}
 
     def load(self, split: str, root: Path) -> list[Question]:
         """Questions of all tasks, or of one; the group is the task. Raises UserError."""
-        questions: list[Question] = []
-        for task in VIDEO_FOLDERS if split == "test" else [split]:
-            questions += read_records(self.annotation_file(task, root), partial(_parse_record, task, count()))
-        return questions
+        self.check_split(split)
+        tasks = self.files if split == "test" else [split]
+        return read_question_files({root / self.files[task]: partial(_parse_record, task, count()) for task in tasks})
 
     def score(self, pairs: Iterable[base.Pair]) -> base.Scores:
         """Accuracy by task and its mean over tasks as lmms-eval scores, `official` the authors' rule, `strict` ours.
@@ -94,7 +91,6 @@ class Task(base.Task):
         return guessing_scores(metrics, [question.text.count("\n(") for question in questions])
 
     def describe(self, split: str) -> dict[str, str]:
-        """Metrics, prompt and references in words."""
         return {
             "accuracy": "mcq_acc of lmms-eval: the first of a to e on its own, without empty answers; mean of tasks",
             "official": "check_ans of the authors' notebook: first words compared, an empty answer is right",

@@ -17,8 +17,6 @@ from pave.utils import placeholders
 
 
 class Task(base.TrainingOnlyTask):
-    """Pairs of answers, of any number."""
-
     files = {"train": "train.jsonl"}
 
     def load(self, split: str, root: Path) -> list[Question]:
@@ -26,7 +24,6 @@ class Task(base.TrainingOnlyTask):
         return read_questions(self.annotation_file(split, root), _parse_record)
 
     def describe(self, split: str) -> dict[str, str]:
-        """Prompt and references in words."""
         return {"prompt": "the question alone", "references": "the chosen answer, against the rejected one"}
 
 

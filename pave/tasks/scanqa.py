@@ -36,8 +36,6 @@ QUESTION_CLASSES = {
 
 
 class Task(base.Task):
-    """ScanQA."""
-
     files = {
         "train": "qa/ScanQA_v1.0_train.json",
         "val": "qa/ScanQA_v1.0_val.json",
@@ -78,7 +76,6 @@ class Task(base.Task):
         }
 
     def describe(self, split: str) -> dict[str, str]:
-        """Metrics, prompt and references in words."""
         return {
             "EM": "cleaned prediction equals any cleaned reference (official); EM_leo: LEO's order; EM_raw: uncleaned",
             "EM_refined": "or one contains the other; an empty answer is right, see empty",

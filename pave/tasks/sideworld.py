@@ -105,8 +105,6 @@ CHANNELS_ONLY = "channels"
 
 
 class Task(base.Task):
-    """The small world."""
-
     splits = (*SPLITS, CHANNELS_ONLY)
 
     def load(self, split: str, root: Path) -> list[Question]:

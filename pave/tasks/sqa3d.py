@@ -47,8 +47,6 @@ FIRST_WORDS = ("What", "Is", "How", "Can", "Which")
 
 
 class Task(base.Task):
-    """SQA3D."""
-
     files = FILES
     splits = tuple(FILES)
     expected_counts = {**COUNTS, **{f"{part}_task": COUNTS[part] for part in PARTS}, "test_prepared": COUNTS["test"]}
@@ -75,7 +73,6 @@ class Task(base.Task):
         return scene_scores(cleaned, groups)
 
     def describe(self, split: str) -> dict[str, str]:
-        """Metrics, prompt and references in words."""
         return {
             "EM": "cleaned prediction equals the cleaned first answer",
             "EM_refined": "or one contains the other; an empty answer is right, see empty",

@@ -17,8 +17,6 @@ from pave.types import Question
 
 
 class Task(base.OpenEndedTask):
-    """TGIF-QA."""
-
     files = {"test": "test_q.json"}
     splits = tuple(files)
 

@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from pave.tasks import base
-from pave.tasks._annotations import Record, field, read_records, unique_ids
+from pave.tasks._annotations import Record, field, read_question_files
 from pave.tasks._video_qa_files import VideoPath, video_finder
 from pave.tasks.metrics.aggregate import count_answers, mean
 from pave.tasks.metrics.judge_verdicts import JudgeCase, are_judged, verdict_of
@@ -33,20 +33,19 @@ JUDGEMENTS: dict[str, tuple[str, ...]] = {
 
 
 class Task(base.OpenEndedTask):
-    """VCGBench; each of the 499 records about consistency has two questions."""
-
     files = {part: f"{part}_qa.json" for part in ("generic", "temporal", "consistency")}
     splits = ("test", *files)
     expected_counts = {"test": 3493, "generic": 1996, "temporal": 499, "consistency": 998}
+    """Each of the 499 records about consistency has two questions."""
 
     def load(self, split: str, root: Path) -> list[Question]:
         """Questions of a part, or of all for test; the group is the part. Raises UserError."""
         self.check_split(split)
-        video_path = video_finder(root, "Test_Videos", ".mp4")
-        questions: list[Question] = []
-        for part in self.files if split == "test" else [split]:
-            questions += read_records(root / self.files[part], partial(_parse_record, part, video_path))
-        return unique_ids(questions)
+        find = video_finder(root, "Test_Videos", ".mp4")
+        parts = self.files if split == "test" else [split]
+        return read_question_files(
+            {root / self.files[part]: partial(_parse_record, part, find) for part in parts}
+        )
 
     def judge_cases(self, questions: Sequence[Question]) -> list[JudgeCase]:
         """For an answer to a generic question three cases, for two answers that should agree one."""
@@ -85,7 +84,6 @@ class Task(base.OpenEndedTask):
         }
 
     def describe(self, split: str) -> dict[str, str]:
-        """Metrics, prompt and references in words."""
         return {
             "score": "mean of the judge's 0 to 5, cut to whole numbers, for each of the five; no verdict counts as 0",
             "judged": "the same over readable verdicts only, as Video-ChatGPT's evaluation averages",

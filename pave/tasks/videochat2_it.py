@@ -22,8 +22,6 @@ MEDIA_FIELDS = ("video", "image", "multi-image")
 
 
 class Task(base.TrainingOnlyTask):
-    """VideoChat2-IT, or a corpus in its form of any size."""
-
     files = {"train": "train.json"}
 
     def load(self, split: str, root: Path) -> list[Question]:
@@ -31,7 +29,6 @@ class Task(base.TrainingOnlyTask):
         return read_questions(self.annotation_file(split, root), _parse_record)
 
     def describe(self, split: str) -> dict[str, str]:
-        """Prompt and references in words."""
         return {
             "prompt": "the hint, if any, and the question",
             "references": "the last answer; earlier turns are shown",

@@ -38,11 +38,10 @@ Span = tuple[float, float]
 
 
 class Task(base.Task):
-    """Video-MME; early revisions had 2,541 or 2,544 questions."""
-
     files = {"test": TABLE, "test_subtitles": TABLE}
     splits = tuple(files)
     expected_counts = {"test": 2700, "test_subtitles": 2700}
+    """Early revisions had 2,541 or 2,544 questions."""
     prepares = True
 
     def load(self, split: str, root: Path) -> list[Question]:
@@ -78,7 +77,6 @@ class Task(base.Task):
         return guessing_scores(("accuracy", "accuracy_mcq", "strict"), [len(LETTERS)])
 
     def describe(self, split: str) -> dict[str, str]:
-        """Metrics, prompt and references in words."""
         subtitles = "with subtitles of 32 frames" if split == "test_subtitles" else "without subtitles"
         return {
             "accuracy": "legacy: the first of A to D in the answer (lmms-eval up to 0.7.1, official); none is wrong",
@@ -152,12 +150,12 @@ def _parse_record(subtitles: Mapping[str, str] | None, record: Record) -> Iterab
 
 def _subtitle_text(raw: Path, name: str) -> str:
     from pave.media.frame_sampling import uniform
-    from pave.media.video import info
+    from pave.media.video import read_info
 
     file = raw / f"subtitle/{name}.srt"
     if not file.is_file():
         return NO_SUBTITLES
-    video = info(raw / f"data/{name}.mp4")
+    video = read_info(raw / f"data/{name}.mp4")
     return subtitles_at_frames(read_srt(file), video.fps, uniform(video.frames, FRAMES).tolist())
 
 

@@ -27,13 +27,13 @@ SIGNS = (
 )
 """Are tokens by themselves; characters that no rule knows vanish."""
 NUMERALS = "\u00b2\u00b3\u00b9\u00bc-\u00be\u2070-\u209f\u2150-\u218f\u2460-\u24ff\u2776-\u2793"
-L = rf"(?:(?![{NUMERALS}])[^\W\d_]|[{MARKS}])"
-X = rf"(?:\d|{L})"
-A = "['\u0092\u2019]"
-B = "['`\u0091\u0092\u2018\u2019\u201b]"
-WORD = rf"{L}{X}*(?:[.!?]{L}{X}*)*"
-NUM = r"(?:\d*(?:[.:,\u00ad\u066b\u066c]\d+)+|\d+)"
-PART = rf"(?:[dDoOlL]{B}{X})?{X}+"
+LETTER = rf"(?:(?![{NUMERALS}])[^\W\d_]|[{MARKS}])"
+ALNUM = rf"(?:\d|{LETTER})"
+APOS = "['\u0092\u2019]"
+QUOTE = "['`\u0091\u0092\u2018\u2019\u201b]"
+WORD = rf"{LETTER}{ALNUM}*(?:[.!?]{LETTER}{ALNUM}*)*"
+NUMBER = r"(?:\d*(?:[.:,\u00ad\u066b\u066c]\d+)+|\d+)"
+PART = rf"(?:[dDoOlL]{QUOTE}{ALNUM})?{ALNUM}+"
 LINK = r"[-_\u058a\u2010\u2011]"
 HALF = r"[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}"
 HOST = '[^ \t\n\f\r"<>|.!?(){},]+'
@@ -66,32 +66,32 @@ RULES = tuple(
         r"</?[A-Za-z][A-Za-z0-9:.-]*(?:\s+[A-Za-z][A-Za-z0-9:.-]*(?:\s*=\s*(?:'[^'\n]*'|\"[^\"\n]*\"|\w+))?)*\s*/?>",
         r"<[!?][A-Za-z-][^>\n]*>",
         r"&(?i:amp|lt|gt|quot|nbsp|apos|mdash|md|ndash);|&#\d+;",
-        rf"([A-Za-z]*?[A-MO-Za-mo-z])[nN]{B}[tT]",
-        rf"({WORD}){A}(?i:[msd]|re|ve|ll)",
+        rf"([A-Za-z]*?[A-MO-Za-mo-z])[nN]{QUOTE}[tT]",
+        rf"({WORD}){APOS}(?i:[msd]|re|ve|ll)",
         WORD,
-        rf"(?i:{A}n{A}?|somethin{A}|dunkin{A}|ol{A}|{A}em|c{A}mon|{A}till?|{A}cause|nor{A}easter|s{A}mores|ev{A}ry)",
-        rf"(?i:li{A}l|nat{A}l|o{A}o)|{A}[2-9]0[sS]|[lLdDjJ]{A}",
-        rf"{L}{L}+(?<=[aeiouyAEIOUY]){B}[aeiouA-Z]{L}*|[A-HJ-XZn]{B}{L}{L}+|[eE]{A}[eE][rR]",
-        rf"([yY]{A}){L}",
+        rf"(?i:{APOS}n{APOS}?|somethin{APOS}|dunkin{APOS}|ol{APOS}|{APOS}em|c{APOS}mon|{APOS}till?|{APOS}cause|nor{APOS}easter|s{APOS}mores|ev{APOS}ry)",
+        rf"(?i:li{APOS}l|nat{APOS}l|o{APOS}o)|{APOS}[2-9]0[sS]|[lLdDjJ]{APOS}",
+        rf"{LETTER}{LETTER}+(?<=[aeiouyAEIOUY]){QUOTE}[aeiouA-Z]{LETTER}*|[A-HJ-XZn]{QUOTE}{LETTER}{LETTER}+|[eE]{APOS}[eE][rR]",
+        rf"([yY]{APOS}){LETTER}",
         r"(?i:https?)://[^ \t\n\f\r\"<>|(){}]+[^ \t\n\f\r\"<>|.!?(){},-]",
         rf"(?:www\.(?:{HOST}\.)+[a-zA-Z]{{2,4}}|(?:[^ \t\n\f\r\"`'<>|.!?(){{}},-_$]+\.)+(?:com|net|org|edu))"
         r"(?:/(?:[^ \t\n\f\r\"<>|()]+[^ \t\n\f\r\"<>|.!?(){},-]|[^\0-\uffff]))?",
         '<?[a-zA-Z0-9][^ \t\n\f\r"<>|(){}\u00a0]*@(?:[^ \t\n\f\r"<>|(){}.\u00a0]+\\.)*[^ \t\n\f\r"<>|(){}.\u00a0]+>?',
-        rf"@[A-Za-z_][A-Za-z_0-9]*|#{L}+",
-        rf"({A}(?i:[msd]|re|ve|ll))[^A-Za-z]",
+        rf"@[A-Za-z_][A-Za-z_0-9]*|#{LETTER}+",
+        rf"({APOS}(?i:[msd]|re|ve|ll))[^A-Za-z]",
         r"\u2019(?i:[msd]|re|ve|ll)",
-        rf"([nN]{B}[tT])[^A-Za-z]",
+        rf"([nN]{QUOTE}[tT])[^A-Za-z]",
         r"\d{1,2}[-/]\d{1,2}[-/]\d{2,4}",
-        rf"[-+]?{NUM}",
+        rf"[-+]?{NUMBER}",
         r"(?:\d{1,4}[- \u00a0])?\d{1,4}\\?/\d{1,4}",
         "[\u00bc-\u00be\u2153\u2154]",
         r"[cC]\+\+|[cCfF]#",
-        rf"{L}{X}*(?:[.]{L}{X}*)*(?:{LINK}{PART})+",
+        rf"{LETTER}{ALNUM}*(?:[.]{LETTER}{ALNUM}*)*(?:{LINK}{PART})+",
         rf"{PART}(?:{LINK}{PART})*(?:{LINK}(?:[A-Za-z]\.)+)?",
-        rf"\d+(?:[.,]\d+)*{X}*(?:-{PART})+|[-+]\d+(?:[.,]\d+)*(?:-{L}{X}*)+",
+        rf"\d+(?:[.,]\d+)*{ALNUM}*(?:-{PART})+|[-+]\d+(?:[.,]\d+)*(?:-{LETTER}{ALNUM}*)+",
         r"[A-Z]+(?:(?:[+&]|&amp;)[A-Z]+)+",
         rf"{HALF}(?:\\?/{HALF}){{1,2}}",
-        rf"({A}\d\d)\s",
+        rf"({APOS}\d\d)\s",
         r"[A-Z]*\$|#+",
         r"\(\d{2,3}\)[ \u00a0]?\d{3,4}[- \u00a0]?\d{3,5}",
         r"(?:\+\+?)?(?:\d{2,4}[- \u00a0])?\d{2,4}[- \u00a0]\d{3,4}[- \u00a0]?\d{3,5}",
@@ -119,51 +119,54 @@ MONEY = dict.fromkeys("\u0080\u00a4\u20a0\u20ac", "$") | {"\u00a2": "cents", "\u
 DASHES = dict.fromkeys(("--", "---", "----", *"\u0096\u0097\u2013\u2014\u2015"), "--")
 DOTS = dict.fromkeys(("\u2026", ". . .", "....", "....."), "...")
 BRACKETS = {"[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-", '"': "''"}
-SAID = ENTITIES | FRACTIONS | MONEY | DASHES | DOTS | BRACKETS
-"""What is written for a token."""
-INSIDE = str.maketrans({"(": "-lrb-", ")": "-rrb-", " ": "\u00a0", "\u00ad": None})
-QUOTES = INSIDE | str.maketrans(
+REPLACEMENTS = ENTITIES | FRACTIONS | MONEY | DASHES | DOTS | BRACKETS
+"""Written in place of a whole token."""
+WORD_CHARACTERS = str.maketrans({"(": "-lrb-", ")": "-rrb-", " ": "\u00a0", "\u00ad": None})
+WORDLESS_CHARACTERS = WORD_CHARACTERS | str.maketrans(
     dict.fromkeys("\u2018\u201b\u2039\u0091", "`")
     | dict.fromkeys("\u2019\u203a\u0092", "'")
     | dict.fromkeys("\u201c\u00ab\u0093", "``")
     | dict.fromkeys("\u201d\u00bb\u0094", "''")
 )
-SAID |= {"[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-", '"': "''"}
+"""Replaced inside a token without letters and digits, and in contractions."""
+CONTRACTION = re.compile(rf"n{QUOTE}t|{APOS}(?:[msd]|re|ve|ll)")
+PLAIN_WORD = re.compile(r"[a-z]{2,}(?=[ \n])")
+SPLIT_WORDS = {"cannot", "gonna", "gotta", "lemme", "gimme", "wanna"}
 
 
 def tokenize(text: str) -> list[str]:
     """Lower-case words without punctuation. Line breaks of any kind are spaces; a space in a word is a hard one."""
-    rest = " ".join(text.splitlines()) + "\n\n"
-    found, at = [], 0
-    while at < len(rest):
-        if token := _next(rest, at):
-            found.append(_said(token.lower()))
-        at += max(len(token), 1)
-    return [word for word in found if word and word not in DROPPED]
+    text = " ".join(text.splitlines()) + "\n\n"
+    tokens = []
+    position = 0
+    while position < len(text):
+        token = _token_at(text, position)
+        if token:
+            tokens.append(_write_token(token.lower()))
+        position += max(len(token), 1)
+    return [token for token in tokens if token and token not in DROPPED]
 
 
-def _said(token: str) -> str:
-    if CONTRACTED.fullmatch(token):
-        return token.translate(QUOTES)
-    wordless = not any(map(str.isalnum, token))
-    return SAID.get(token, token.translate(QUOTES if wordless else INSIDE))
+def _write_token(token: str) -> str:
+    """The token with the program's names of brackets, quotes, money and so on."""
+    if CONTRACTION.fullmatch(token):
+        return token.translate(WORDLESS_CHARACTERS)
+    is_word = any(map(str.isalnum, token))
+    return REPLACEMENTS.get(token, token.translate(WORD_CHARACTERS if is_word else WORDLESS_CHARACTERS))
 
 
-CONTRACTED = re.compile(rf"n{B}t|{A}(?:[msd]|re|ve|ll)")
-PLAIN = re.compile(r"[a-z]{2,}(?=[ \n])")
-SPLIT = {"cannot", "gonna", "gotta", "lemme", "gimme", "wanna"}
-
-
-def _next(text: str, at: int) -> str:
-    """The token that begins at a place, or "" where none does."""
-    if text[at].isspace():
+def _token_at(text: str, position: int) -> str:
+    """The token that begins at a position, or "" where none does."""
+    if text[position].isspace():
         return ""
-    plain = PLAIN.match(text, at)
-    if plain and plain[0] not in SPLIT:
+    # Most words need none of the rules.
+    plain = PLAIN_WORD.match(text, position)
+    if plain and plain[0] not in SPLIT_WORDS:
         return plain[0]
-    furthest, token = at, ""
+
+    furthest, token = position, ""
     for rule in RULES:
-        match = rule.match(text, at)
+        match = rule.match(text, position)
         if match and match.end() > furthest:
             furthest = match.end()
             token = match[match.lastindex or 0]

@@ -1,4 +1,4 @@
-"""Tasks on tiny annotations in the true layout of their data sets: what is loaded, asked and learnt; bad records."""
+"""Tasks on tiny annotations in the true layout of their data sets: questions, prompts, targets; bad records."""
 
 from __future__ import annotations
 
@@ -10,69 +10,20 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 from helpers.paths import FIXTURES, GOLDEN, read_json
-from helpers.task_data import loaded, task
+from helpers.task_data import load_fixture
 
+from pave.tasks.base import get_task
+from pave.tasks.music_avqa import fill_template
 from pave.types import Question, UserError
-from pave.utils import registry
-
-SPLITS = [
-    ("avsd", "train", 1),
-    ("avsd", "test", 3),
-    ("avsd", "test_multiref", 3),
-    ("avqa", "train", 2),
-    ("avqa", "val", 3),
-    ("music_avqa", "train", 5),
-    ("music_avqa", "test", 5),
-    ("music_avqa", "test_original", 6),
-    ("scanqa", "train", 1),
-    ("scanqa", "val", 3),
-    ("sqa3d", "train", 1),
-    ("sqa3d", "test", 4),
-    ("egoexo", "train", 1),
-    ("egoexo", "val", 3),
-    ("llava_video", "train", 6),
-    ("sqa3d", "test_task", 4),
-    ("egoexo", "val_action", 3),
-    ("egoexo", "val_short", 3),
-    ("videomme", "test", 4),
-    ("videomme", "test_subtitles", 4),
-    ("mvbench", "test", 40),
-    ("mvbench", "state_change", 2),
-    ("mlvu", "dev", 10),
-    ("mlvu", "test", 3),
-    ("mlvu", "dev_packed", 2),
-    ("mlvu", "test_packed", 2),
-]
-TASKS = sorted({task for task, _, _ in SPLITS})
-
-
-@pytest.mark.parametrize(("name", "split", "count"), SPLITS)
-def test_every_split_loads(name: str, split: str, count: int) -> None:
-    questions = loaded(name, split)
-    assert len(questions) == len({q.qid for q in questions}) == count
-    assert questions == loaded(name, split)
-    for question in questions:
-        assert task(name).prompt(question).strip()
-        assert task(name).target(question) == question.answers[0] != ""
-        assert "<" not in task(name).prompt(question)
-        assert set(task(name).about(split)) >= {"prompt", "references"} or name == "llava_video"
-        assert split in task(name).SPLITS
-        assert not Path(question.video).is_absolute()
-        assert ".." not in Path(question.video).parts
-
-
-def test_the_plugins_are_the_tasks() -> None:
-    assert set(TASKS) <= set(registry.names("tasks"))
-    assert "_read" not in registry.names("tasks")
 
 
 def test_avsd() -> None:
-    (train,) = loaded("avsd", "train")
+    (train,) = load_fixture("avsd", "train")
     assert (train.qid, train.video) == ("ZZ001_0", "Charades_v1_480/ZZ001.mp4")
     assert train.history[0] == ("is she alone ?", "yes she is .")
     assert len(train.history) == 4
     assert (train.text, train.answers) == ("does she drink ?", ("once , near the end .",))
-    first, second, third = loaded("avsd", "test")
+    first, second, third = load_fixture("avsd", "test")
     assert first == Question(
         "ZZ003",
         "Charades_vu17_test_480/ZZ003.mp4",
@@ -82,82 +33,80 @@ def test_avsd() -> None:
     )
     assert second.history == ()
     assert len(third.history) == 3
-    many = loaded("avsd", "test_multiref")
+    many = load_fixture("avsd", "test_multiref")
     assert [len(q.answers) for q in many] == [6, 6, 6]
     assert [q.answers[0] for q in many] == [q.answers[0] for q in (first, second, third)]
 
 
 def test_avqa() -> None:
-    question = loaded("avqa", "train")[0]
+    question = load_fixture("avqa", "train")[0]
     assert (question.qid, question.video) == ("1", "video/Zz0_ab-9QxY_000030.mp4")
     assert question.group == "Which"
-    assert task("avqa").prompt(question) == (
+    assert get_task("avqa").prompt(question) == (
         "Select the best answer to the following multiple-choice question based on the video and the subtitles. Respond"
         " with only the letter (A, B, C, or D) of the correct option.\nWhat is making the sound?\nA.kettle\nB.drum\n"
         "C.train\nD.dog\nAnswer with the option's letter from the given choices directly."
     )
-    assert task("avqa").target(question) == "C"
+    assert get_task("avqa").target(question) == "C"
 
 
 def test_music_avqa() -> None:
-    train = loaded("music_avqa", "train")
+    train = load_fixture("music_avqa", "train")
     # What is heard is learnt twice, what is only seen once.
     assert [q.qid for q in train] == ["0", "0#2", "1", "2", "2#2"]
     assert train[2] == Question(
         "1", "MUCIS-AVQA-videos-Synthetic/sa00009902.mp4", "Where is the first violin?", ("left",), "Visual Location"
     )
-    test = loaded("music_avqa", "test")
+    test = load_fixture("music_avqa", "test")
     assert [q.qid for q in test] == ["0", "1", "2", "2#2", "3"]
     assert test[3].video == "MUSIC-AVQA-videos-Real/00009904.mp4"
-    assert task("music_avqa").prompt(test[3]) == "Which instrument makes the sound first? "
+    assert get_task("music_avqa").prompt(test[3]) == "Which instrument makes the sound first? "
 
 
 def test_scanqa_and_sqa3d() -> None:
-    question = loaded("scanqa", "val")[0]
+    question = load_fixture("scanqa", "val")[0]
     assert question == Question(
         "val-scene9999-0", "scannet/scene9999_00", "What color is the chair?", ("brown", "dark brown"), "Color"
     )
-    assert [q.group for q in loaded("scanqa", "val")] == ["Color", "Number", "Place"]
-    questions = loaded("sqa3d", "test")
+    assert [q.group for q in load_fixture("scanqa", "val")] == ["Color", "Number", "Place"]
+    questions = load_fixture("sqa3d", "test")
     assert questions[0].qid == "220602999991"
     assert questions[0].video == "scannet/scene9999_00"
-    assert task("sqa3d").prompt(questions[0]) == "I am sitting on the bed. Which side is the door on?"
-    # `What's` and ` is` are other types to the release, which takes the first word as it stands.
+    assert get_task("sqa3d").prompt(questions[0]) == "I am sitting on the bed. Which side is the door on?"
+    # `What's` and ` is` are other types to the official code, which takes the first word as it stands.
     assert [q.group for q in questions] == ["Which | type4", "What | type5", "Is | type5", "Other | type5"]
-    assert loaded("sqa3d", "test_task") == questions
+    assert load_fixture("sqa3d", "test_task") == questions
 
 
 def test_egoexo() -> None:
-    question = loaded("egoexo", "val")[1]
+    question = load_fixture("egoexo", "val")[1]
     assert question.qid == "0000-ac"
     assert question.video == "takes/u_mu_03/frame_aligned_videos/downscaled/448/aria01_214-1.mp4"
-    assert (question.group, task("egoexo").target(question)) == ("Music", "Late Expert")
-    prompt = task("egoexo").prompt(question)
+    assert (question.group, get_task("egoexo").target(question)) == ("Music", "Late Expert")
+    prompt = get_task("egoexo").prompt(question)
     assert prompt.startswith("In this video, a human is performing an activity. Your goal is to evaluate the human's")
     assert "levels: 1. Novice: Beginner-level performance with noticeable gaps in basic skills, under" in prompt
     assert prompt.endswith("showcasing exceptional skill, precision, and expertise. Example Output: Early Expert")
-    named = task("egoexo").prompt(loaded("egoexo", "val_action")[1])
+    named = get_task("egoexo").prompt(load_fixture("egoexo", "val_action")[1])
     words = "performing an activity: Music, and the task name is: Dribble drill. Your goal"
     assert named == prompt.replace("performing an activity. Your goal", words)
-    short = task("egoexo").prompt(loaded("egoexo", "val_short")[1])
+    short = get_task("egoexo").prompt(load_fixture("egoexo", "val_short")[1])
     levels = "levels: 1. Novice 2. Early Expert. 3. Intermediate Expert 4. Late Expert. Example Output: Early Expert"
     assert short == prompt[: prompt.index("levels: ")] + levels
     assert question.features == "takes/u_mu_03/frame_aligned_videos/downscaled/448"
 
 
 def test_llava_video() -> None:
-    questions = loaded("llava_video", "train")
+    questions = load_fixture("llava_video", "train")
     assert [q.qid for q in questions] == ["v_1a", "v_b", "v_1a#2", "v_1y", "v_2a", "v_2y"]
     assert questions[0].video == "1_2_m_academic_v0_1/academic_source/activitynet/v_1a.mp4"
     assert (questions[0].text, questions[0].answers) == ("What is shown?", ("A street.",))
     assert questions[2].history == (("How does it end?", "The bus leaves."),)
     assert (questions[2].text, questions[2].answers) == ("And before?", ("It waits.",))
-    with pytest.raises(UserError, match="for training only"):
-        task("llava_video").score([])
 
 
 def test_videomme() -> None:
-    first, _, third, _ = loaded("videomme", "test")
+    first, _, third, _ = load_fixture("videomme", "test")
     assert first == Question(
         "900-1",
         "data/abcDEF12345.mp4",
@@ -167,29 +116,31 @@ def test_videomme() -> None:
         ("B",),
         "short | Knowledge | Law | Counting Problem",
     )
-    spoken = loaded("videomme", "test_subtitles")
+    with_subtitles = load_fixture("videomme", "test_subtitles")
     head = "Select the best answer to the following multiple-choice question based on the video and the subtitles. "
-    assert spoken[0].text == (
+    assert with_subtitles[0].text == (
         "This video's subtitles are listed below: \nGood morning.\nSit down, please.\n"
         f"{head}Respond with only the letter (A, B, C, or D) of the correct option.\nHow many lamps are lit?\n"
         "A. 1.\nB. 2.\nC. 3.\nD. 4.\nThe best answer is:"
     )
-    assert spoken[2].text.startswith("This video's subtitles are listed below: \nNo subtitles available\nSelect")
-    assert spoken[3].text.startswith("This video's subtitles are listed below: \n\nSelect")
-    assert spoken[2].video == third.video == "data/-zzZZ_98765.mp4"
+    assert with_subtitles[2].text.startswith(
+        "This video's subtitles are listed below: \nNo subtitles available\nSelect"
+    )
+    assert with_subtitles[3].text.startswith("This video's subtitles are listed below: \n\nSelect")
+    assert with_subtitles[2].video == third.video == "data/-zzZZ_98765.mp4"
 
 
 def test_videomme_says_which_subtitles_are_missing() -> None:
     root = FIXTURES / "videomme"
-    assert task("videomme").check("test", root) == []
-    assert task("videomme").check("test_subtitles", root) == [
+    assert get_task("videomme").check("test", root) == []
+    assert get_task("videomme").check("test_subtitles", root) == [
         f"1 of 744 subtitle files in {root / 'subtitle'}",
         "subtitle/qqQQ1234567.srt is missing, of a long video",
     ]
 
 
 def test_mvbench() -> None:
-    questions = loaded("mvbench", "test")
+    questions = load_fixture("mvbench", "test")
     assert questions[0] == Question(
         "action_sequence/0",
         "star/Charades_segment/ZZ0A_0.mp4",
@@ -201,11 +152,11 @@ def test_mvbench() -> None:
     )
     assert questions[1].answers == ("B", "2")  # the first of two equal candidates
     assert len({q.group for q in questions}) == 20
-    assert task("mvbench").chance(questions[:2])["accuracy"] == pytest.approx((1 / 3 + 1 / 4) / 2)
+    assert get_task("mvbench").chance(questions[:2])["accuracy"] == pytest.approx((1 / 3 + 1 / 4) / 2)
 
 
 def test_mlvu() -> None:
-    questions = loaded("mlvu", "dev")
+    questions = load_fixture("mlvu", "dev")
     assert [q.qid for q in questions[:5]] == [
         "plotQA/plotQA_900",
         "needle/needle_900",
@@ -213,19 +164,19 @@ def test_mlvu() -> None:
         "ego/ego_900",
         "ego/ego_900#2",
     ]
-    assert task("mlvu").prompt(questions[3]) == (
+    assert get_task("mlvu").prompt(questions[3]) == (
         "\nWhat did I pick up first?\n(A) a pan\n(B) a cup\n(C) a lid\n(D) a towel\nOnly give the best option.\n\n"
         "Best option: ("
     )
     assert questions[3].video == "video/3_ego/ego_900.mp4"
     assert questions[2].answers == ("@", "black")  # nothing can answer it
     assert questions[5].answers == ("C", "two")  # the last of two equal candidates
-    assert [q.answers[0] for q in loaded("mlvu", "test")] == ["F", "B", "E"]
-    assert [q.group for q in loaded("mlvu", "test")] == ["ego", "needle", "sportsQA"]
-    packed = loaded("mlvu", "dev_packed")[0]
+    assert [q.answers[0] for q in load_fixture("mlvu", "test")] == ["F", "B", "E"]
+    assert [q.group for q in load_fixture("mlvu", "test")] == ["ego", "needle", "sportsQA"]
+    packed = load_fixture("mlvu", "dev_packed")[0]
     assert (packed.qid, packed.video, packed.answers) == ("ER_900", "ego_900.mp4", ("B", "a cup"))
-    assert task("mlvu").chance(loaded("mlvu", "test"))["accuracy"] == pytest.approx(1 / 6)
-    assert task("mlvu").chance([packed])["accuracy"] == pytest.approx(1 / 4)
+    assert get_task("mlvu").chance(load_fixture("mlvu", "test"))["accuracy"] == pytest.approx(1 / 6)
+    assert get_task("mlvu").chance([packed])["accuracy"] == pytest.approx(1 / 4)
 
 
 def test_parquet_needs_a_reader_or_its_conversion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,14 +187,14 @@ def test_parquet_needs_a_reader_or_its_conversion(tmp_path: Path, monkeypatch: p
     with pytest.raises(
         UserError, match=r"mlvu_dev\.parquet: parquet is read by pyarrow, which is not there; pip install"
     ):
-        task("mlvu").load("dev_packed", tmp_path)
+        get_task("mlvu").load("dev_packed", tmp_path)
     rows = read_json(FIXTURES / "mlvu/mlvu_dev.json")
     fake, parquet = ModuleType("pyarrow"), ModuleType("pyarrow.parquet")
     parquet.read_table = lambda path: SimpleNamespace(to_pylist=lambda: rows if path == file else [])
     fake.parquet = parquet
     monkeypatch.setitem(sys.modules, "pyarrow", fake)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", parquet)
-    assert task("mlvu").load("dev_packed", tmp_path) == loaded("mlvu", "dev_packed")
+    assert get_task("mlvu").load("dev_packed", tmp_path) == load_fixture("mlvu", "dev_packed")
 
 
 def test_subtitles_must_be_prepared(tmp_path: Path) -> None:
@@ -251,51 +202,42 @@ def test_subtitles_must_be_prepared(tmp_path: Path) -> None:
     root = tmp_path / "videomme"
     (root / "subtitles_32.json").write_text("{}")
     with pytest.raises(UserError, match=r"record 1 is about abcDEF12345, which subtitles_32.json does not name"):
-        task("videomme").load("test_subtitles", root)
+        get_task("videomme").load("test_subtitles", root)
     (root / "subtitles_32.json").unlink()
     with pytest.raises(UserError, match=r"subtitles_32\.json: no such file; make it with `pave prepare videomme`"):
-        task("videomme").load("test_subtitles", root)
+        get_task("videomme").load("test_subtitles", root)
 
 
 def conversation(name: str, question: Question) -> list[dict[str, str]]:
-    """As the release writes it down for training."""
-    module = task(name)
-    pairs = [*question.history, (module.prompt(question), module.target(question))]
+    """As the official code writes it down for training."""
+    task = get_task(name)
+    pairs = [*question.history, (task.prompt(question), task.target(question))]
     turns = [{"from": who, "value": text} for pair in pairs for who, text in zip(("human", "gpt"), pair)]
     turns[0]["value"] = f"<image>\n{turns[0]['value']}"
     return turns
 
 
 @pytest.mark.parametrize("name", ["avsd", "music_avqa", "scanqa", "sqa3d"])
-def test_training_data_is_the_released_one(name: str, tmp_path: Path) -> None:
+def test_training_data_is_the_official_one(name: str, tmp_path: Path) -> None:
     golden = read_json(GOLDEN / "scoring/annotation_conversion.json")
-    given = golden[f"{name}_training_format"]
-    raw = golden["music_avqa_template_filling"]["input"] if name == "music_avqa" else given["input"]
-    file = tmp_path / task(name).FILES["train"]
+    expected = golden[f"{name}_training_format"]
+    raw = golden["music_avqa_template_filling"]["input"] if name == "music_avqa" else expected["input"]
+    file = tmp_path / get_task(name).files["train"]
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(raw))
-    questions = task(name).load("train", tmp_path)
-    assert [conversation(name, q) for q in questions] == [r["conversations"] for r in given["output"]]
-    assert [Path(q.video).stem for q in questions] == [r["video"].removesuffix(".mp4") for r in given["output"]]
-    assert [q.qid.split("#")[0] for q in questions] == [str(r["id"]) for r in given["output"]]
+    questions = get_task(name).load("train", tmp_path)
+    assert [conversation(name, q) for q in questions] == [r["conversations"] for r in expected["output"]]
+    assert [Path(q.video).stem for q in questions] == [r["video"].removesuffix(".mp4") for r in expected["output"]]
+    assert [q.qid.split("#")[0] for q in questions] == [str(r["id"]) for r in expected["output"]]
 
 
 def test_music_avqa_templates() -> None:
     golden = read_json(GOLDEN / "scoring/annotation_conversion.json")["music_avqa_template_filling"]
     for raw, filled in zip(golden["input"], golden["output"]):
         values = json.loads(raw["templ_values"])
-        assert task("music_avqa").fill(raw["question_content"], values) == filled["question_content"]
+        assert fill_template(raw["question_content"], values) == filled["question_content"]
     with pytest.raises(ValueError, match="2 places in '<A> and <B>' for 1 values"):
-        task("music_avqa").fill("<A> and <B>", ["x"])
-
-
-@pytest.mark.parametrize("name", TASKS)
-def test_no_such_split_or_file(name: str, tmp_path: Path) -> None:
-    split = task(name).SPLITS[0]
-    with pytest.raises(UserError, match=f"{name} has no split '{split}n'; did you mean '{split}'"):
-        task(name).load(f"{split}n", FIXTURES / name)
-    with pytest.raises(UserError, match=r"\.(json|parquet): no such annotation file"):
-        task(name).load(split, tmp_path)
+        fill_template("<A> and <B>", ["x"])
 
 
 BROKEN = [
@@ -333,24 +275,28 @@ BROKEN = [
 @pytest.mark.parametrize(("name", "split", "damage", "message"), BROKEN)
 def test_a_bad_record_is_named_and_counted(name: str, split: str, damage, message: str, tmp_path: Path) -> None:
     shutil.copytree(FIXTURES / name, tmp_path / name)
-    files = getattr(task(name), "FILES", {"train": "2_3_m_youtube_v0_1/2_3_m_youtube_oe_v0_1_qa_processed.json"})
-    file = (tmp_path / name / files[split]).with_suffix(".json")
+    path = get_task(name).files.get(split, "2_3_m_youtube_v0_1/2_3_m_youtube_oe_v0_1_qa_processed.json")
+    file = (tmp_path / name / path).with_suffix(".json")
     data = read_json(file)
     damage(data)
     file.write_text(json.dumps(data))
     with pytest.raises(UserError, match=message) as caught:
-        task(name).load(split, tmp_path / name)
+        get_task(name).load(split, tmp_path / name)
     assert str(file.with_suffix("")) in str(caught.value)
     assert "(1 of " in str(caught.value)
 
 
-def test_all_bad_records_are_counted_and_no_json_is_said(tmp_path: Path) -> None:
+def test_all_bad_records_are_counted_and_broken_json_is_named(tmp_path: Path) -> None:
     file = tmp_path / "annotation/val_qa.json"
     file.parent.mkdir()
     file.write_text(json.dumps([{}, {"multi_choice": 3}, []]))
     with pytest.raises(UserError, match=r"record 1 lacks 'multi_choice' \(3 of 3 records are unusable\)"):
-        task("avqa").load("val", tmp_path)
-    for text, message in (("[1,", "Expecting value"), ('{"a": 1}', "found an object, expected a list"), ("\xff", "")):
+        get_task("avqa").load("val", tmp_path)
+    for text, message in (
+        ("[1,", r"not valid JSON \(Expecting value.*\); expected this task's annotations"),
+        ('{"a": 1}', r"not this task's annotations \(found an object, expected a list\)"),
+        ("\xff", "not valid JSON"),
+    ):
         file.write_bytes(text.encode("latin-1"))
-        with pytest.raises(UserError, match=rf"val_qa\.json: not this task's annotations \(.*{message}"):
-            task("avqa").load("val", tmp_path)
+        with pytest.raises(UserError, match=rf"val_qa\.json: {message}"):
+            get_task("avqa").load("val", tmp_path)

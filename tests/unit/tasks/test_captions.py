@@ -9,8 +9,9 @@ from importlib.util import find_spec
 import pytest
 from helpers.no_meteor import without_meteor as without_meteor
 from helpers.paths import GOLDEN, read_json
-from helpers.task_data import loaded, task
+from helpers.task_data import load_fixture
 
+from pave.tasks.base import get_task
 from pave.tasks.metrics import captions
 from pave.tasks.metrics.captions import bleu, cider, rouge_l
 from pave.tasks.metrics.meteor import meteor
@@ -40,32 +41,32 @@ CUT = [
 
 
 def corpus(references: str) -> tuple[list[str], list[tuple[list[list[str]], list[str]]], dict]:
-    """Ids, words and wanted scores, with all references of each item or the first alone."""
+    """Ids, words and expected scores, with all references of each item or the first alone."""
     golden = read_json(GOLDEN / "scoring/coco_scores.json")
     count = 1 if references == "first_reference_only" else None
     cut = golden["tokenized"]
-    items = [([r.split() for r in one["references"][:count]], one["prediction"].split()) for one in cut.values()]
+    items = [([r.split() for r in texts["references"][:count]], texts["prediction"].split()) for texts in cut.values()]
     return list(cut), items, golden[references]
 
 
 @pytest.mark.parametrize("references", ["multi_reference", "first_reference_only"])
 def test_equals_pycocoevalcap(references: str) -> None:
-    ids, items, wanted = corpus(references)
-    each = [wanted["per_item"][i] for i in ids]
+    ids, items, expected = corpus(references)
+    per_item = [expected["per_item"][i] for i in ids]
     assert len(ids) == 40
-    assert bleu(items) == pytest.approx([wanted["corpus"][f"Bleu_{n}"] for n in range(1, 5)], abs=1e-12)
-    for item, scores in zip(items, each):
+    assert bleu(items) == pytest.approx([expected["corpus"][f"Bleu_{n}"] for n in range(1, 5)], abs=1e-12)
+    for item, scores in zip(items, per_item):
         assert bleu([item]) == pytest.approx([scores[f"Bleu_{n}"] for n in range(1, 5)], abs=1e-12)
         assert rouge_l(*item) == pytest.approx(scores["ROUGE_L"], abs=1e-12)
-    assert cider(items) == pytest.approx([scores["CIDEr"] for scores in each], abs=1e-12)
+    assert cider(items) == pytest.approx([scores["CIDEr"] for scores in per_item], abs=1e-12)
 
 
 def test_score_cuts_and_scores_as_pycocoevalcap() -> None:
     golden = read_json(GOLDEN / "scoring/coco_scores.json")
     result = captions.score([(item["references"], item["prediction"]) for item in golden["items"]])
-    wanted = golden["multi_reference"]["corpus"]
+    expected = golden["multi_reference"]["corpus"]
     for name in ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE_L", "CIDEr"):
-        assert result[name] == pytest.approx(wanted[name.replace("BLEU-", "Bleu_")], abs=1e-12), name
+        assert result[name] == pytest.approx(expected[name.replace("BLEU-", "Bleu_")], abs=1e-12), name
 
 
 def test_words_are_those_of_the_java_tokenizer() -> None:
@@ -80,13 +81,13 @@ def test_words_are_those_of_the_java_tokenizer() -> None:
 
 def test_equals_pycocoevalcap_on_texts_cut_at_spaces() -> None:
     golden = read_json(GOLDEN / "scoring/coco_scores.json")
-    wanted = golden["no_ptb_tokenizer"]
+    expected = golden["no_ptb_tokenizer"]
     items = [([r.split() for r in item["references"]], item["prediction"].split()) for item in golden["items"]]
-    assert bleu(items) == pytest.approx([wanted[f"Bleu_{n}"] for n in range(1, 5)], abs=1e-12)
-    assert sum(cider(items)) / len(items) == pytest.approx(wanted["CIDEr"], abs=1e-12)
+    assert bleu(items) == pytest.approx([expected[f"Bleu_{n}"] for n in range(1, 5)], abs=1e-12)
+    assert sum(cider(items)) / len(items) == pytest.approx(expected["CIDEr"], abs=1e-12)
 
 
-def test_only_rouge_likes_nothing_and_takes_a_fraction_as_one_word() -> None:
+def test_only_rouge_compares_empty_texts_and_takes_a_fraction_as_one_word() -> None:
     """As in pycocoevalcap, of which these are the numbers; an answer that is not there is like nothing."""
     result = captions.score([(("?",), "..."), (("1 1/2 cups", "a cup"), "1 1/2"), (("a dog",), "a dog")])
     assert result["ROUGE_L"] == pytest.approx((1 + 0.6288659793814433 + 1) / 3)
@@ -101,24 +102,24 @@ def test_no_line_break_shifts_the_scores() -> None:
 
 
 def test_missing_and_empty_answers_lower_every_score() -> None:
-    questions = loaded("avsd", "test")
-    said = [Prediction(q.qid, q.answers[0]) for q in questions]
-    whole = task("avsd").score(zip(questions, said))
+    questions = load_fixture("avsd", "test")
+    predictions = [Prediction(q.qid, q.answers[0]) for q in questions]
+    complete = get_task("avsd").score(zip(questions, predictions))
     for first in (None, Prediction("", "")):
-        less = task("avsd").score(zip(questions, [first, *said[1:]]))
-        assert all(less[name] < whole[name] for name in whole if name not in ("n", "missing", "empty"))
-        assert (less["missing"], less["empty"]) == ((1, 0) if first is None else (0, 1))
+        reduced = get_task("avsd").score(zip(questions, [first, *predictions[1:]]))
+        assert all(reduced[name] < complete[name] for name in complete if name not in ("n", "missing", "empty"))
+        assert (reduced["missing"], reduced["empty"]) == ((1, 0) if first is None else (0, 1))
 
 
 def test_scanqa_cleans_before_it_compares() -> None:
-    questions = loaded("scanqa", "val")
-    said = ["Brown.", "two", "To the rigth of THE white desk"]
-    result = task("scanqa").score((q, Prediction(q.qid, text)) for q, text in zip(questions, said))
+    questions = load_fixture("scanqa", "val")
+    predictions = ["Brown.", "two", "To the rigth of THE white desk"]
+    result = get_task("scanqa").score((q, Prediction(q.qid, text)) for q, text in zip(questions, predictions))
     assert (result["EM"], result["EM_refined"]) == (pytest.approx(2 / 3), pytest.approx(2 / 3))
     assert result["BLEU-1"] == pytest.approx(6 / 7)
 
 
-def test_meteor_is_left_out_aloud(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_meteor_is_left_out_with_a_warning(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(captions, "meteor", meteor)
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(UserError, match="needs java and pycocoevalcap"):
@@ -130,5 +131,5 @@ def test_meteor_is_left_out_aloud(monkeypatch: pytest.MonkeyPatch, caplog: pytes
 
 @pytest.mark.skipif(not (shutil.which("java") and find_spec("pycocoevalcap")), reason="needs java and pycocoevalcap")
 def test_meteor_equals_pycocoevalcap() -> None:
-    _, items, wanted = corpus("multi_reference")
-    assert meteor(items) == pytest.approx(wanted["corpus"]["METEOR"], abs=1e-12)
+    _, items, expected = corpus("multi_reference")
+    assert meteor(items) == pytest.approx(expected["corpus"]["METEOR"], abs=1e-12)

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from helpers.sideworld_scenes import visible_labels
 from helpers.sideworld_sounds import other_sound
+from helpers.task_data import write_others
 
 from pave.sideworld.files import make
 from pave.sideworld.scene import COLORS, SOUNDS, Scene, clip_seed, scene
 from pave.tasks import sideworld
 from pave.types import Prediction, Question, UserError
-from pave.utils import registry
 
 
 @pytest.fixture(scope="module")
@@ -24,45 +24,45 @@ def scenes() -> list[Scene]:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("world")
-    make(root, clips_train=8, clips_test=4, seed=3, workers=1)
+    make(root, clips_train=1, clips_test=2, seed=3, workers=1)
     return root
 
 
-def visible_numbers(one: Scene) -> list[float]:
+def visible_numbers(item: Scene) -> list[float]:
     """Every visible fact that is a number."""
-    things = [(t.radius, *t.x, *t.y, t.jump) for t in one.things]
-    return [*one.background, *things[0], *things[1], one.first.jump, one.bigger.jump]
+    things = [(t.radius, *t.x, *t.y, t.jump) for t in item.things]
+    return [*item.background, *things[0], *things[1], item.first.jump, item.bigger.jump]
 
 
 def surprise(a: list[str], b: list[str]) -> float:
     """Chi-square of two labels, as standard deviations above what independence gives."""
     names_a, index_a = np.unique(a, return_inverse=True)
     names_b, index_b = np.unique(b, return_inverse=True)
-    seen = np.zeros((len(names_a), len(names_b)))
-    np.add.at(seen, (index_a, index_b), 1)
-    expected = seen.sum(1, keepdims=True) * seen.sum(0, keepdims=True) / seen.sum()
+    counts = np.zeros((len(names_a), len(names_b)))
+    np.add.at(counts, (index_a, index_b), 1)
+    expected = counts.sum(1, keepdims=True) * counts.sum(0, keepdims=True) / counts.sum()
     freedom = (len(names_a) - 1) * (len(names_b) - 1)
-    return float((((seen - expected) ** 2 / expected).sum() - freedom) / np.sqrt(2 * freedom))
+    return float((((counts - expected) ** 2 / expected).sum() - freedom) / np.sqrt(2 * freedom))
 
 
-def audio_secrets(one: Scene) -> dict[str, str]:
+def audio_secrets(item: Scene) -> dict[str, str]:
     """What the audio questions hang on: the sound, and the sounding thing by each way to tell the two apart."""
-    heard = one.things[one.sounding]
-    shapes, colors = sorted(t.shape for t in one.things), sorted(t.color for t in one.things)
+    heard = item.things[item.sounding]
+    shapes, colors = sorted(t.shape for t in item.things), sorted(t.color for t in item.things)
     return {
-        "sound": one.sound,
-        "side": str(one.sounding),
-        "is bigger": str(heard is one.bigger),
-        "is first": str(heard is one.first),
+        "sound": item.sound,
+        "side": str(item.sounding),
+        "is bigger": str(heard is item.bigger),
+        "is first": str(heard is item.first),
         "first by shape name": str(heard.shape == shapes[0]),
         "first by color name": str(heard.color == colors[0]),
     }
 
 
 def test_no_visible_fact_tells_an_audio_answer(scenes: list[Scene]) -> None:
-    secrets = [audio_secrets(one) for one in scenes]
-    labels = [visible_labels(one) for one in scenes]
-    numbers = np.array([visible_numbers(one) for one in scenes])
+    secrets = [audio_secrets(item) for item in scenes]
+    labels = [visible_labels(item) for item in scenes]
+    numbers = np.array([visible_numbers(item) for item in scenes])
     for secret in secrets[0]:
         hidden = [row[secret] for row in secrets]
         for fact in labels[0]:
@@ -80,18 +80,20 @@ def test_no_visible_fact_tells_an_audio_answer(scenes: list[Scene]) -> None:
 def test_the_association_test_has_power(scenes: list[Scene]) -> None:
     """The same chi-square finds a secret that leaks in one scene of eight."""
     pitch = dict(zip(COLORS, SOUNDS))
-    for share, found in ((8, True), (len(scenes) + 1, False)):
+    for share, leaks_are_detected in ((8, True), (len(scenes) + 1, False)):
         leaks = [index % share == share - 1 for index in range(len(scenes))]
-        side = [one.things.index(one.bigger) if leak else one.sounding for one, leak in zip(scenes, leaks)]
-        tone = [pitch[one.bigger.color] if leak else one.sound for one, leak in zip(scenes, leaks)]
-        assert (surprise([str(x) for x in side], [str(one.bigger is one.things[0]) for one in scenes]) > 4) == found
-        assert (surprise(tone, [one.bigger.color for one in scenes]) > 4) == found
+        side = [item.things.index(item.bigger) if leak else item.sounding for item, leak in zip(scenes, leaks)]
+        tone = [pitch[item.bigger.color] if leak else item.sound for item, leak in zip(scenes, leaks)]
+        assert (
+            surprise([str(x) for x in side], [str(item.bigger is item.things[0]) for item in scenes]) > 4
+        ) == leaks_are_detected
+        assert (surprise(tone, [item.bigger.color for item in scenes]) > 4) == leaks_are_detected
 
 
 def test_a_learner_of_all_visible_facts_stays_at_chance(scenes: list[Scene]) -> None:
-    """Least squares on 3,000 scenes, tried on 1,000: at chance for what is heard, right for what is seen."""
-    rows = [visible_labels(one) for one in scenes]
-    blocks = [np.array([visible_numbers(one) for one in scenes])]
+    """Least squares on 3,000 scenes, tried on 1,000: at chance for what is heard, right for what is counts."""
+    rows = [visible_labels(item) for item in scenes]
+    blocks = [np.array([visible_numbers(item) for item in scenes])]
     for fact in rows[0]:
         values = [row[fact] for row in rows]
         blocks.append((np.array(values)[:, None] == np.unique(values)).astype(float))
@@ -104,54 +106,52 @@ def test_a_learner_of_all_visible_facts_stays_at_chance(scenes: list[Scene]) -> 
         weights = np.linalg.solve(x[:3000].T @ x[:3000] + 10 * np.eye(x.shape[1]), x[:3000].T @ (y[:3000] - y.mean(0)))
         return float(((x[3000:] @ weights + y.mean(0)).argmax(1) == index[3000:]).mean())
 
-    assert abs(accuracy([one.sound for one in scenes]) - 0.125) < 4 * np.sqrt(0.125 * 0.875 / 1000)
+    assert abs(accuracy([item.sound for item in scenes]) - 0.125) < 4 * np.sqrt(0.125 * 0.875 / 1000)
     for secret in ("side", "is bigger", "is first", "first by shape name"):
-        assert abs(accuracy([audio_secrets(one)[secret] for one in scenes]) - 0.5) < 4 * np.sqrt(0.25 / 1000), secret
-    assert accuracy([one.bigger.color for one in scenes]) > 0.95
-    assert accuracy([one.first.shape for one in scenes]) > 0.95
+        assert abs(accuracy([audio_secrets(item)[secret] for item in scenes]) - 0.5) < 4 * np.sqrt(0.25 / 1000), secret
+    assert accuracy([item.bigger.color for item in scenes]) > 0.95
+    assert accuracy([item.first.shape for item in scenes]) > 0.95
 
 
 def test_visual_answers_follow_from_the_visible_facts(scenes: list[Scene]) -> None:
-    kinds = {kind.name: kind for kind in sideworld.KINDS}
-    visual = [kind for kind in sideworld.KINDS if kind.needs == "visual"]
+    kinds = {kind.name: kind for kind in sideworld.BASE_KINDS}
+    visual = [kind for kind in sideworld.BASE_KINDS if kind.needs == "visual"]
     assert len(visual) == 3
-    for one in scenes[:500]:
-        left, right = one.things
-        assert kinds["bigger_color"].answer(one) == (left.color if left.radius > right.radius else right.color)
-        assert kinds["left_shape"].answer(one) == left.shape
-        asked = {left.color: left.shape, right.color: right.shape}[one.things[one.asked].color]
-        assert kinds["shape_of_color"].answer(one) == asked
-        assert all(kind.answer(one) == kind.answer(other_sound(one)) for kind in visual)
-        assert kinds["which_sound"].answer(one) != kinds["which_sound"].answer(other_sound(one))
-        assert kinds["who_jumped"].answer(one) != kinds["who_jumped"].answer(other_sound(one))
-        for kind in sideworld.KINDS:
-            options = kind.options(one)
-            assert kind.answer(one) in options
+    for item in scenes[:500]:
+        left, right = item.things
+        assert kinds["bigger_color"].answer(item) == (left.color if left.radius > right.radius else right.color)
+        assert kinds["left_shape"].answer(item) == left.shape
+        shape = {left.color: left.shape, right.color: right.shape}[item.things[item.asked].color]
+        assert kinds["shape_of_color"].answer(item) == shape
+        assert all(kind.answer(item) == kind.answer(other_sound(item)) for kind in visual)
+        assert kinds["which_sound"].answer(item) != kinds["which_sound"].answer(other_sound(item))
+        assert kinds["who_jumped"].answer(item) != kinds["who_jumped"].answer(other_sound(item))
+        for kind in sideworld.BASE_KINDS:
+            options = kind.options(item)
+            assert kind.answer(item) in options
             assert len(set(options)) == len(kind.options(scene(0)))
 
 
 def test_options_are_equally_likely(scenes: list[Scene]) -> None:
     """No option is favored by its place, so `chance` is what guessing reaches."""
-    for kind in sideworld.KINDS:
-        places = np.array([kind.options(one).index(kind.answer(one)) for one in scenes])
+    for kind in sideworld.BASE_KINDS:
+        places = np.array([kind.options(item).index(kind.answer(item)) for item in scenes])
         count = len(kind.options(scenes[0]))
         spread = 4 * np.sqrt(1 / count * (1 - 1 / count) / len(scenes))
         assert np.abs(np.bincount(places, minlength=count) / len(scenes) - 1 / count).max() < spread, kind.name
 
 
 def test_load(world: Path) -> None:
-    assert "sideworld" in registry.names("tasks")
-    task = registry.load("tasks", "sideworld")
+    task = sideworld.Task()
     questions = task.load("test", world)
-    assert len(questions) == 4 * len(task.KINDS)
-    assert len({q.qid for q in questions}) == len(questions)
+    assert len(questions) == 2 * len(sideworld.BASE_KINDS)
     assert questions[0].qid == "test_00000.which_sound"
-    known = set(task.texts())
+    vocabulary = set(sideworld.vocabulary_texts())
     for question in questions + task.load("train", world):
         assert (world / question.video).is_file()
         assert task.prompt(question) == f"{question.text} Answer with one word."
-        assert task.prompt(question) in known
-        assert task.target(question) in known
+        assert task.prompt(question) in vocabulary
+        assert task.target(question) in vocabulary
         assert task.target(question).isalpha()
         assert task.target(question).islower()
     assert {q.text for q in questions if q.group != "shape_of_color"} == {
@@ -164,14 +164,14 @@ def test_load(world: Path) -> None:
 
 def test_load_errors(world: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no split 'tset'; did you mean 'test'"):
-        sideworld.load("tset", world)
+        sideworld.Task().load("tset", world)
     with pytest.raises(UserError, match=r"scenes_test\.jsonl: not found"):
-        sideworld.load("test", tmp_path)
-    make(tmp_path, clips_train=0, clips_test=3, seed=0, workers=1)
-    with (tmp_path / "scenes_test.jsonl").open("a") as file:
+        sideworld.Task().load("test", tmp_path)
+    write_others(tmp_path)
+    with (tmp_path / "sideworld/scenes_test.jsonl").open("a") as file:
         file.write('{"video": "x.mp4", "scene": {"seed": 1}}\n')
-    with pytest.raises(UserError, match=r"scenes_test\.jsonl: line 4 is no sideworld scene"):
-        sideworld.load("test", tmp_path)
+    with pytest.raises(UserError, match=r"scenes_test\.jsonl:3: cannot be read .* a sideworld scene"):
+        sideworld.Task().load("test", tmp_path / "sideworld")
 
 
 def made_up(group: str, answer: str) -> Question:
@@ -187,7 +187,7 @@ def test_score_and_chance() -> None:
         (ring, None),
         (star, Prediction(star.qid, "red")),
     ]
-    assert sideworld.score(iter(pairs)) == {
+    assert sideworld.Task().score(iter(pairs)) == {
         "which_sound": 0.5,
         "who_jumped": 0.0,
         "bigger_color": 1.0,
@@ -196,8 +196,8 @@ def test_score_and_chance() -> None:
         "n": 4,
         "missing": 1,
     }
-    assert sideworld.score([]) == {"n": 0, "missing": 0}
-    assert sideworld.chance([hum, rise, ring, star]) == {
+    assert sideworld.Task().score([]) == {"n": 0, "missing": 0}
+    assert sideworld.Task().chance([hum, rise, ring, star]) == {
         "which_sound": 0.125,
         "who_jumped": 0.5,
         "bigger_color": 0.5,
@@ -208,7 +208,7 @@ def test_score_and_chance() -> None:
 
 def test_always_saying_one_thing_scores_at_chance(scenes: list[Scene]) -> None:
     for name, answer, expected in (("which_sound", "hum", 1 / 8), ("who_jumped", "star", 1 / 6)):
-        kind = next(kind for kind in sideworld.KINDS if kind.name == name)
-        pairs = [(made_up(name, kind.answer(one)), Prediction("", answer)) for one in scenes]
+        kind = next(kind for kind in sideworld.BASE_KINDS if kind.name == name)
+        pairs = [(made_up(name, kind.answer(item)), Prediction("", answer)) for item in scenes]
         spread = 4 * np.sqrt(expected * (1 - expected) / len(scenes))
-        assert abs(sideworld.score(pairs)[name] - expected) < spread
+        assert abs(sideworld.Task().score(pairs)[name] - expected) < spread
