@@ -31,7 +31,7 @@ def _run_list(arguments: argparse.Namespace) -> str:
     if arguments.kind == "checkpoints":
         return model_zoo.table()
     if arguments.kind == "bases":
-        return base_catalog.table()
+        return base_catalog.describe_bases()
     kinds = [arguments.kind] if arguments.kind else ["sides", "bases", "tasks"]
     return "\n".join(f"{kind}: {', '.join(registry.names(kind))}" for kind in kinds)
 

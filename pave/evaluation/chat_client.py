@@ -25,26 +25,29 @@ FATAL_STATUS = {401, 402, 404, 405}
 """Statuses that every other request would meet as well."""
 QUOTA_CODES = {
     "insufficient_quota",
-    *("credit_balance_exhausted", "project_spend_limit_exceeded"),
-    *("organization_spend_limit_exceeded", "organization_usage_limit_exceeded"),
+    "credit_balance_exhausted",
+    "project_spend_limit_exceeded",
+    "organization_spend_limit_exceeded",
+    "organization_usage_limit_exceeded",
 }
 """Codes of a 429 that no waiting ends."""
-MAX_BACKOFF, MAX_REQUESTED_WAIT = 60.0, 3600.0
-"""Seconds: between two tries of our own choice; that an endpoint may ask for."""
+MAX_BACKOFF = 60.0
+"""Seconds between two tries of our own choice."""
+MAX_REQUESTED_WAIT = 3600.0
+"""Seconds that an endpoint may ask for."""
 MAX_ANSWER_BYTES = 2**20
-"""Bytes of an answer."""
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     """A redirect would carry the key to another host."""
 
-    def redirect_request(self, *arguments: Any) -> None:
+    def redirect_request(self, *arguments: object) -> None:
         return None
 
 
 @dataclass(frozen=True)
 class ChatEndpoint:
-    """Asked by several threads at once."""
+    """A judge behind a URL; several threads may ask at once."""
 
     url: str
     """With or without /chat/completions."""
@@ -55,78 +58,88 @@ class ChatEndpoint:
     timeout: float = 60.0
     retries: int = 6
     stop: threading.Event = field(default_factory=threading.Event)
-    """Once it is set, whoever waits gives up."""
+    """Once it is set, all threads that wait give up."""
 
     def __post_init__(self) -> None:
         parts = urllib.parse.urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
             raise UserError(f"{self.url}: expected a URL as in https://host/v1, without a name or password in it")
 
-    def ask(self, prompt: JudgeRequest) -> JudgeReply:
-        """Its reply. Raises Refused where only this request is at fault, UserError where none can succeed."""
-        told = ""
+    def ask(self, request: JudgeRequest) -> JudgeReply:
+        """Send a request, with retries. Raises RequestRefused if only it is at fault, UserError if none can succeed."""
+        failure = ""
         for attempt in range(self.retries + 1):
             wait = min(MAX_BACKOFF, 2.0**attempt) * random.uniform(0.5, 1)
             try:
-                return _reply(self._post(prompt.turns), self.model)
+                return _parse_reply(self._post(request.turns), self.model)
             except urllib.error.HTTPError as error:
-                told = f"HTTP {error.code}{_said(error, self.key)}"
-                if error.code not in RETRY_STATUS and error.code < 500:
-                    if error.code in FATAL_STATUS or error.code < 400:
-                        raise UserError(f"{self.url}: {told}; check the address, --model and the key") from error
-                    raise RequestRefused(told) from error
-                if error.code == 429 and any(code in told for code in QUOTA_CODES):
-                    raise UserError(f"{self.url}: {told}; pay or raise the limit, then run it again") from error
-                wait = max(wait, _retry_after(error.headers.get("Retry-After")))
+                failure = f"HTTP {error.code}{_error_text(error, self.key)}"
+                self._raise_if_final(error, failure)
+                wait = max(wait, parse_retry_after(error.headers.get("Retry-After")))
             except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError) as error:
-                told = f"{type(error).__name__}: {error}"
+                failure = f"{type(error).__name__}: {error}"
+
             if wait > MAX_REQUESTED_WAIT:
-                raise UserError(f"{self.url}: {told}; it asks to wait {wait:.0f} s, run the command again then")
+                raise UserError(f"{self.url}: {failure}; it asks to wait {wait:.0f} s, run the command again then")
             if attempt < self.retries and self.stop.wait(wait):
                 break
-        raise UserError(f"{self.url}: gave up after {attempt + 1} tries, the last: {told}; the same command goes on")
+        raise UserError(f"{self.url}: gave up after {attempt + 1} tries, the last: {failure}; the same command goes on")
+
+    def _raise_if_final(self, error: urllib.error.HTTPError, failure: str) -> None:
+        """Raises RequestRefused or UserError for a status that no retry changes."""
+        if error.code == 429 and any(code in failure for code in QUOTA_CODES):
+            raise UserError(f"{self.url}: {failure}; pay or raise the limit, then run it again") from error
+        if error.code in RETRY_STATUS or error.code >= 500:
+            return
+        if error.code in FATAL_STATUS or error.code < 400:
+            raise UserError(f"{self.url}: {failure}; check the address, --model and the key") from error
+        raise RequestRefused(failure) from error
 
     def _post(self, turns: Sequence[Mapping[str, str]]) -> Any:
+        """Post the turns and return the decoded answer."""
         address = urllib.parse.urlsplit(self.url)
         path = address.path.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
         body = {"model": self.model, "messages": list(turns), **self.body}
+        data = json.dumps({key: value for key, value in body.items() if value is not None}).encode()
+
         headers = {"Content-Type": "application/json", "User-Agent": f"pave/{__version__}"}
         if self.key:
             headers["Authorization"] = f"Bearer {self.key}"
-        data = json.dumps({k: v for k, v in body.items() if v is not None}).encode()
         request = urllib.request.Request(address._replace(path=path).geturl(), data, headers)
         with urllib.request.build_opener(_NoRedirect).open(request, timeout=self.timeout) as answer:
             return json.loads(answer.read(MAX_ANSWER_BYTES))
 
 
-def _reply(answer: Any, model: str) -> JudgeReply:
-    """Raises LookupError or TypeError for another form."""
-    # No text is what a model says that only thought, or was cut off: a reply that cannot be read, not an error.
+def _parse_reply(answer: Any, model: str) -> JudgeReply:
+    """Take the reply out of an answer. Raises LookupError or TypeError for another form."""
+    # A model that only thought, or was cut off, gives no text: a reply that cannot be read, not an error.
     text = answer["choices"][0]["message"].get("content") or ""
     usage = answer.get("usage") or {}
     if not isinstance(text, str):
         raise TypeError(f"content is {text!r:.60}")
-    return JudgeReply(
-        text, str(answer.get("model") or model), usage.get("prompt_tokens"), usage.get("completion_tokens")
-    )
+    name = str(answer.get("model") or model)
+    return JudgeReply(text, name, usage.get("prompt_tokens"), usage.get("completion_tokens"))
 
 
-def _said(error: urllib.error.HTTPError, key: str | None) -> str:
-    """What an error's body says, on one line and without the key; the body may break off."""
+def _error_text(error: urllib.error.HTTPError, key: str | None) -> str:
+    """The body of an error, on one line and without the key; the body may break off."""
     try:
         body = error.read(MAX_ANSWER_BYTES).decode("utf-8", "replace")
     except (OSError, http.client.HTTPException):
         return ""
-    body = " ".join(body.replace(key, "***").split() if key else body.split())
+    if key:
+        body = body.replace(key, "***")
+    body = " ".join(body.split())
     return f" ({body[:400]})" if body else ""
 
 
-def _retry_after(header: str | None) -> float:
-    """Seconds, from a number or a date; 0 for neither."""
+def parse_retry_after(header: str | None) -> float:
+    """Seconds to wait, from a number or a date; 0 for neither."""
     try:
         return max(0.0, float(header or 0))
     except ValueError:
-        try:
-            return max(0.0, email.utils.parsedate_to_datetime(str(header)).timestamp() - time.time())
-        except ValueError:
-            return 0.0
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(str(header)).timestamp() - time.time())
+    except ValueError:
+        return 0.0

@@ -11,7 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from tqdm import tqdm
 
@@ -165,18 +165,11 @@ def main(predictions: Path, task: str, split: str, root: Path, options: Options)
 
 
 class OpenedJudge(NamedTuple):
-    """A judge, and its entry in judge.json."""
+    """A judge, how many requests it takes at once, and its entry in judge.json."""
 
     judge: Judge
-    kind: Literal["endpoint", "local", "recorded"]
-    name: str
-    body: dict[str, Any] | None = None
-
-    @property
-    def description(self) -> dict[str, Any]:
-        """The entry in judge.json."""
-        entry = {"kind": self.kind, "name": self.name}
-        return entry if self.body is None else {**entry, "body": self.body}
+    parallel: int
+    description: dict[str, Any]
 
 
 def _open_judge(options: Options, stop: threading.Event) -> OpenedJudge:
@@ -194,13 +187,14 @@ def _open_judge(options: Options, stop: threading.Event) -> OpenedJudge:
         assert options.model
         key = os.environ.get(options.key_env)
         endpoint = ChatEndpoint(options.judge, options.model, key, body, options.timeout, options.retries, stop)
-        return OpenedJudge(endpoint, "endpoint", options.model, body)
+        return OpenedJudge(endpoint, options.parallel, {"kind": "endpoint", "name": options.model, "body": body})
     if path.is_dir():
         if body.keys() != DEFAULT_BODY.keys() or body["temperature"] or not body["max_tokens"]:
             raise UserError(f"{path}: a local model judges greedily; --body may set max_tokens and nothing else")
-        return OpenedJudge(LocalJudge(path, options.device, body["max_tokens"]), "local", path.name, body)
+        local = LocalJudge(path, options.device, body["max_tokens"])
+        return OpenedJudge(local, 1, {"kind": "local", "name": path.name, "body": body})
     if path.is_file():
-        return OpenedJudge(RecordedJudge(path), "recorded", path.name)
+        return OpenedJudge(RecordedJudge(path), 1, {"kind": "recorded", "name": path.name})
     raise UserError(f"--judge {options.judge}: expected a URL, a folder with a model or a file of recorded judgements")
 
 
@@ -252,12 +246,10 @@ def _ask_all(
             if not any(replies) and len(replies) < options.tries and request.version not in refused:
                 yield request
 
-    # A model on this machine answers one request at a time.
-    parallel = options.parallel if opened.kind == "endpoint" else 1
     for attempt in range(1, options.tries + 1):
         total = sum(1 for _ in unanswered())
         bar = tqdm(total=total, desc=f"judge, try {attempt}", unit="reply", disable=not total)
-        replies = _send(opened.judge, unanswered(), parallel, ledger, stop)
+        replies = _send(opened, unanswered(), ledger, stop)
         with bar, closing(replies):
             for judgement in replies:
                 bar.update()
@@ -273,15 +265,15 @@ def _ask_all(
 
 
 def _send(
-    judge: Judge, requests: Iterator[JudgeRequest], parallel: int, ledger: JudgementLog, stop: threading.Event
+    opened: OpenedJudge, requests: Iterator[JudgeRequest], ledger: JudgementLog, stop: threading.Event
 ) -> Generator[Judgement, None, None]:
     """Send requests and yield replies once they are saved. After a failure those under way are saved: they are paid."""
     running: dict[Future[JudgeReply | RequestRefused | None], JudgeRequest] = {}
-    with ThreadPoolExecutor(parallel) as pool:
+    with ThreadPoolExecutor(opened.parallel) as pool:
         try:
             while True:
-                while len(running) < parallel and (request := next(requests, None)):
-                    running[pool.submit(_ask_or_refusal, judge, request)] = request
+                while len(running) < opened.parallel and (request := next(requests, None)):
+                    running[pool.submit(_ask_or_refusal, opened.judge, request)] = request
                 if not running:
                     return
                 for future in wait(running, return_when=FIRST_COMPLETED).done:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.eval_runs import OPTIONS, other, results
+from helpers.eval_runs import OPTIONS, change_options, results
 from helpers.tiny_model import TinySetup
 
 from pave.config import Config
@@ -22,7 +22,7 @@ pytest_plugins = ["helpers.eval_runs"]
 
 
 def test_a_dropped_side_is_no_side_and_needs_no_files(
-    ready: tuple[PatchedModel, Config], whole: Path, tmp_path: Path, tiny_setup: TinySetup
+    ready: tuple[PatchedModel, Config], finished: Path, tmp_path: Path, tiny_setup: TinySetup
 ) -> None:
     model, config = ready
     deaf = dataclasses.replace(config, data=dataclasses.replace(config.data, sides=[]))
@@ -31,19 +31,19 @@ def test_a_dropped_side_is_no_side_and_needs_no_files(
     shutil.copytree(tiny_setup.data, root)
     shutil.rmtree(root / "features")
     moved = dataclasses.replace(config, data=dataclasses.replace(config.data, root=str(root)))
-    evaluate.main(model, moved, tmp_path / "dropped", other(sides=["audio=drop"]))
-    assert results(tmp_path / "dropped")[0] == results(tmp_path / "deaf")[0] != results(whole)[0]
+    evaluate.main(model, moved, tmp_path / "dropped", change_options(perturb=["audio=drop"]))
+    assert results(tmp_path / "dropped")[0] == results(tmp_path / "deaf")[0] != results(finished)[0]
 
 
 def test_every_perturbation_changes_what_is_heard_and_shuffling_is_as_ever(
-    ready: tuple[PatchedModel, Config], whole: Path, tmp_path: Path
+    ready: tuple[PatchedModel, Config], finished: Path, tmp_path: Path
 ) -> None:
-    evaluate.main(*ready, tmp_path / "all", other(shuffle_sides=True))
-    evaluate.main(*ready, tmp_path / "one", other(sides=["audio=shuffle"]))
+    evaluate.main(*ready, tmp_path / "all", change_options(shuffle_sides=True))
+    evaluate.main(*ready, tmp_path / "one", change_options(perturb=["audio=shuffle"]))
     assert results(tmp_path / "all") == results(tmp_path / "one")
-    answers = {results(tmp_path / "all")[0], results(whole)[0]}
+    answers = {results(tmp_path / "all")[0], results(finished)[0]}
     for i, text in enumerate(("freeze", "shift:2", "noise:-10dB")):
-        evaluate.main(*ready, tmp_path / str(i), other(sides=[f"audio={text}"]))
+        evaluate.main(*ready, tmp_path / str(i), change_options(perturb=[f"audio={text}"]))
         answers.add(results(tmp_path / str(i))[0])
     assert len(answers) >= 4
 
@@ -103,7 +103,7 @@ def test_noise_is_the_videos_own(ready: tuple[PatchedModel, Config], tiny_setup:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("audio", "expected SIDE=PROBE"),
+        ("audio", "expected NAME=KIND"),
         ("audoi=drop", "fed no side-channel 'audoi'; did you mean 'audio'"),
         ("audio=dorp", "no perturbation 'dorp'; did you mean 'drop'"),
         ("audio=drop:3", "found 'drop:3', expected drop"),
