@@ -17,7 +17,7 @@ import av
 from pave.inference import untrusted_zip
 from pave.inference.limits import Limits, RequestRefused
 from pave.media.frame_sampling import FrameSampling
-from pave.media.video import VideoInfo, read_info, read_clip
+from pave.media.video import VideoInfo, read_clip, read_info
 from pave.media.worker_pool import one_thread_per_process
 from pave.types import Clip, SideTokens, UserError
 
@@ -43,7 +43,7 @@ class Media(NamedTuple):
     """Everything that was read for one video."""
 
     clip: Clip
-    read_info: VideoInfo | None
+    info: VideoInfo | None
     """None for a folder of pictures."""
     sides: dict[str, object]
     """SideTokens; the encoder's inputs; or a UserError that says why the video has no such side-channel."""

@@ -81,6 +81,7 @@ def response(events: Sequence[Event]) -> dict[str, object]:
     (_, facts), (_, answer) = events[0], events[-1]
     assert isinstance(facts, Provenance)
     assert isinstance(answer, Answer)
+
     message = {"role": "assistant", "content": answer.text}
     return {
         **_head("chat.completion", answer.patches),

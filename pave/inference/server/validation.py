@@ -25,15 +25,15 @@ def take(fields: Fields, name: str, kind: type[T], default: D) -> T | D:
         return default
     # Exactly this type: to Python, true is a whole number too.
     if type(value) is not kind or not isinstance(value, kind):
-        found = type(value).__name__
-        raise RequestRefused(400, f"field '{name}': expected {TYPE_NAMES[kind]}, found {found}")
+        actual = type(value).__name__
+        raise RequestRefused(400, f"field '{name}': expected {TYPE_NAMES[kind]}, found {actual}")
     return value
 
 
-def check_empty(fields: Fields, known: Collection[str]) -> None:
+def check_empty(fields: Fields, names: Collection[str]) -> None:
     """Raise RequestRefused where a field was not taken."""
     for name in fields:
-        raise RequestRefused(400, f"unknown field '{name[:40]}'; {nearest(name, known)}")
+        raise RequestRefused(400, f"unknown field '{name[:40]}'; {nearest(name, names)}")
 
 
 def take_max_new_tokens(fields: Fields, names: Collection[str], limits: Limits) -> int:

@@ -26,6 +26,7 @@ def test_both_answers_are_those_of_the_command_line(served: Served) -> None:
         model, config = load.load_model(served.ckpt, None, base_only=base_only, device="cpu")
         text = demo.answer(model, config, served.video, QUESTION, {}, max_new_tokens=NEW_TOKENS)
         assert body[name]["text"] == text
+
     assert body["answer"]["text"] != body["base"]["text"]
     assert (body["answer"]["patches"], body["base"]["patches"]) == ({"audio": 1.0}, {})
     assert body["facts"]["info"]["seconds"] == 8

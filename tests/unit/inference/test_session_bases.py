@@ -50,6 +50,7 @@ def trained(request: pytest.FixtureRequest, tiny_setup: TinySetup, tmp_path_fact
     name, frames = kind.split()[0], FRAMES.get(kind, 4)
     base = BaseConfig(name=name, path=str(path), frames=frames, newline="no_token", dtype="float32")
     folder = save_trained(dataclasses.replace(make_config(*tiny_setup), base=base), out / "patch", 0)
+
     model, config = load.load_model(folder, None, device="cpu")
     evaluate.main(model, config, out / "eval", evaluate.Options(max_new_tokens=NEW_TOKENS, batch=2))
     answers = {line["qid"]: line["text"] for line in map(json.loads, (out / "eval/predictions.jsonl").open())}

@@ -78,16 +78,18 @@ def test_a_new_video_is_read_at_once(served: Served, page: Any, empty_chat: Any)
 
 
 def test_files_go_with_the_last_page_that_has_them(page: Any, tmp_path: Path) -> None:
-    files = [tmp_path / name / "clip.mp4" for name in ("own", "shared", "example")]
+    files = [tmp_path / name / "clip.mp4" for name in ("single", "shared", "example")]
     for file in files:
         file.parent.mkdir()
         file.write_bytes(b"")
-    own, shared, example = map(str, files)
+    single, shared, example = map(str, files)
+
     page.example_files = {example}
     page._load = lambda *_: SimpleNamespace(provenance=provenance.Provenance("", None, 0, [], {}))
     first, second = SimpleNamespace(session_hash="first"), SimpleNamespace(session_hash="second")
-    for request, file in ((first, own), (first, shared), (second, shared), (first, example)):
+    for request, file in ((first, single), (first, shared), (second, shared), (first, example)):
         list(page.load_video(request, file, None))
+
     page.close(first)
     assert [file.exists() for file in files] == [False, True, True]
     page.close(second)
@@ -113,6 +115,7 @@ def test_the_page_opens_uploads_and_nothing_else(served: Served) -> None:
     [path] = upload.json()
     assert Path(path).is_relative_to(served.folder / "gradio")
     assert "4 frames are looked at" in json.dumps(call(served, path))
+
     before = set(served.folder.rglob("*"))
     for other in (served.ckpt / "pave.yaml", "/etc/passwd", f"{served.folder}/gradio/../../x", "http://127.0.0.1:9/a"):
         outcome = call(served, str(other))
