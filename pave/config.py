@@ -115,8 +115,9 @@ class PatchConfig:
 
         if self.queries and (len(self.queries) != 2 or min(self.queries) < 1):
             raise UserError(f"{name}.queries={list(self.queries)}: expected [frames, tokens], or [] for none")
+        # Strides alone are for an official folder, whose tensors tell the blocks and the scales.
         stages = [len(self.conv_blocks), len(self.conv_strides), len(self.conv_scales)]
-        if len(set(stages)) > 1:
+        if len(set(stages)) > 1 and (self.conv_blocks or self.conv_scales):
             found = "{} conv_blocks, {} conv_strides and {} conv_scales".format(*stages)
             raise UserError(f"{name}: {found}; expected one of each for every stage")
 

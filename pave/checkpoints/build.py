@@ -53,6 +53,10 @@ def load_base(config: BaseConfig, weights: bool = True) -> Base:
 
 def make_patch(config: PatchConfig, query_dim: int, embed_dim: int) -> Patch:
     """A fresh patch of a config's geometry, between a base's query and LLM widths."""
+    if config.conv_strides and not config.conv_blocks:
+        raise UserError(
+            f"conv_strides={config.conv_strides} without conv_blocks and conv_scales: set all three, or none"
+        )
     conv = None
     if config.conv_blocks:
         conv = ConvShape(tuple(config.conv_blocks), tuple(config.conv_strides), tuple(config.conv_scales))

@@ -62,7 +62,7 @@ def main(path: str, out: Path, to: Layout, vision_heads: int | None = None) -> N
     if layout == "hf":
         config = LlavaOnevisionConfig.from_pretrained(source)
     else:
-        config = _llava_onevision_layouts.lmms_config(source, raw, vision_heads)
+        config = _llava_onevision_layouts.read_lmms_config(source, raw, vision_heads)
     _check({canonical(name): x for names in shapes.values() for name, x in names.items()}, config, source)
     with atomic_folder(out) as temporary:
         places: dict[str, str] = {}
@@ -152,7 +152,7 @@ def _lmms_settings(config: LlavaOnevisionConfig) -> dict[str, Any]:
     shapes["rope_theta"] = config.text_config.rope_parameters["rope_theta"]
     vision = {key: tower[key] for key in _llava_onevision_layouts.VISION_KEYS}
     return {
-        **_llava_onevision_layouts.settings(shapes, vision),
+        **_llava_onevision_layouts.lmms_config_json(shapes, vision),
         **_PUBLISHED,
         "mm_hidden_size": vision["hidden_size"],
         "image_token_index": config.image_token_index,

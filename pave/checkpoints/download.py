@@ -1,4 +1,4 @@
-"""`pave fetch`: one released checkpoint from the hub, its checksum verified, into a folder of its own."""
+"""`pave fetch`: one official checkpoint from the hub, its checksum verified, into a folder of its own."""
 
 from __future__ import annotations
 
@@ -22,45 +22,48 @@ from pave.utils.json_files import read_json
 
 log = logging.getLogger(__name__)
 SOURCE = "source.json"
-"""In a fetched folder: which release it is, from where, and the checksum of its zip file."""
+"""In a fetched folder: which checkpoint it is, from where, and the checksum of its zip file."""
 BLOCK = 2**24
-"""Bytes asked for at once."""
+"""Bytes read at once."""
 
 
 class Remote(NamedTuple):
     """A zip file on the hub."""
 
     path: str
-    """With the repository's name in front."""
+    """Begins with the name of the repository."""
     size: int
     sha256: str
 
 
 def main(name: str, out: Path) -> None:
-    """Fetch a release into the folder `out`; a broken-off download goes on where it stopped.
+    """Fetch a checkpoint into the folder `out`; an interrupted download goes on where it stopped.
 
     Raises UserError for an unknown name, no way to the hub, a wrong checksum, a zip file of another kind.
     """
-    model_zoo.find(name)
+    model_zoo.find_checkpoint(name)
     if out.exists():
-        if _fetched(out) != name:
+        if _fetched_name(out) != name:
             raise UserError(f"{out}: exists already and is not {name}; give another --out")
         log.info("%s is there already: %s", name, out)
         return
+
     try:
         remote, part = _download(name, out)
     except (OSError, HTTPError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"{name}: not to be had from {model_zoo.REPOSITORY} on the hub: {reason}; the same command goes on where "
-            f"it stopped, or fetch it on a machine with a network and copy the folder to {out}"
+            f"{name}: cannot be fetched from {model_zoo.REPOSITORY} on the hub: {reason}; the same command goes on "
+            f"where it stopped, or fetch it on a machine with a network and copy the folder to {out}"
         ) from error
-    found = _sha256(part)
-    if found != remote.sha256:
+
+    checksum = _sha256(part)
+    if checksum != remote.sha256:
         part.unlink()
         raise UserError(
-            f"{part}: sha256 {found}, but the hub states {remote.sha256}; it was deleted, run the command again"
+            f"{part}: sha256 {checksum}, but the hub states {remote.sha256}; it was deleted, run the command again"
         )
+
     with atomic_folder(out) as temporary:
         _unpack(part, temporary)
         source = {"name": name, "path": remote.path, "sha256": remote.sha256}
@@ -68,8 +71,8 @@ def main(name: str, out: Path) -> None:
     part.unlink()
 
 
-def _fetched(folder: Path) -> str | None:
-    """Which release a folder is, if any."""
+def _fetched_name(folder: Path) -> str | None:
+    """Which checkpoint a folder holds, if any."""
     file = folder / SOURCE
     return read_json(file, "what `pave fetch` wrote", ["name"])["name"] if file.is_file() else None
 
@@ -78,9 +81,10 @@ def _download(name: str, out: Path) -> tuple[Remote, Path]:
     """The zip file beside `out`, under a name of its own content, so that no other upload is continued with it."""
     # Not hf_hub_download: newer versions of it start anew after a break.
     hub = HfFileSystem()
-    remote = _find(hub, name)
+    remote = _find_zip(hub, name)
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(f".{out.name}.{remote.sha256[:12]}.zip")
+
     with (
         hub.open(remote.path, "rb", block_size=BLOCK, cache_type="none") as source,
         open(part, "ab") as target,
@@ -93,17 +97,17 @@ def _download(name: str, out: Path) -> tuple[Remote, Path]:
     return remote, part
 
 
-def _find(hub: HfFileSystem, name: str) -> Remote:
-    """The release's zip file, wherever in the repository it is."""
+def _find_zip(hub: HfFileSystem, name: str) -> Remote:
+    """The checkpoint's zip file, wherever in the repository it is."""
     files = hub.find(model_zoo.REPOSITORY, detail=True)
     assert isinstance(files, dict)
-    found = [info for path, info in files.items() if PurePosixPath(path).name == f"{name}.zip"]
-    if len(found) != 1 or not found[0]["lfs"]:
-        what = "no checksum" if len(found) == 1 else f"{len(found)} files"
+    matches = [info for path, info in files.items() if PurePosixPath(path).name == f"{name}.zip"]
+    if len(matches) != 1 or not matches[0]["lfs"]:
+        problem = "no checksum" if len(matches) == 1 else f"{len(matches)} files"
         raise UserError(
-            f"{name}: {model_zoo.REPOSITORY} on the hub has {what} for {name}.zip; expected one file with one"
+            f"{name}: {model_zoo.REPOSITORY} on the hub has {problem} for {name}.zip; expected one file with one"
         )
-    return Remote(found[0]["name"], found[0]["size"], found[0]["lfs"]["sha256"])
+    return Remote(matches[0]["name"], matches[0]["size"], matches[0]["lfs"]["sha256"])
 
 
 def _sha256(file: Path) -> str:
@@ -115,10 +119,10 @@ def _sha256(file: Path) -> str:
 
 
 def _unpack(file: Path, folder: Path) -> None:
-    """The checkpoint's files, and nothing else of the zip; they land in `folder` under their bare names."""
+    """Unpack the checkpoint's files, and nothing else of the zip, into `folder` under their bare names."""
     try:
         with zipfile.ZipFile(file) as archive:
-            for member in _checkpoint(file, archive):
+            for member in _checkpoint_members(file, archive):
                 with archive.open(member) as source, open(folder / PurePosixPath(member).name, "xb") as target:
                     shutil.copyfileobj(source, target)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
@@ -127,14 +131,16 @@ def _unpack(file: Path, folder: Path) -> None:
         ) from error
 
 
-def _checkpoint(file: Path, archive: zipfile.ZipFile) -> list[str]:
-    """Members of the outermost folder that holds a checkpoint; those of a training on the way lie deeper."""
+def _checkpoint_members(file: Path, archive: zipfile.ZipFile) -> list[str]:
+    """Members of the outermost folder that holds a checkpoint; intermediate ones of the training lie deeper."""
     names = [PurePosixPath(name) for name in archive.namelist() if not name.endswith("/")]
     unsafe = [name for name in names if name.is_absolute() or ".." in name.parts or "\\" in str(name)]
     if unsafe:
         raise UserError(f"{file}: its member '{unsafe[0]}' points out of the folder; nothing was unpacked")
+
     folders = {name.parent for name in names if name.name in official_reader.PATCH_FILES}
-    outermost = [f for f in folders if len(f.parts) == min(len(other.parts) for other in folders)]
+    smallest_depth = min((len(folder.parts) for folder in folders), default=0)
+    outermost = [folder for folder in folders if len(folder.parts) == smallest_depth]
     if len(outermost) != 1 or outermost[0] / "config.json" not in names:
         raise UserError(
             f"{file}: has {len(outermost)} folders with {' or '.join(official_reader.PATCH_FILES)}; "

@@ -128,22 +128,23 @@ OURS: dict[str, dict[str, Any]] = {
 }
 
 
-def trained(tiny_setup: TinySetup, folder: Path, dtype: torch.dtype, **geometry: Any) -> Config:
-    """A folder of ours with random numbers in every tensor; returns what no official folder says."""
+def write_ours(tiny_setup: TinySetup, folder: Path, dtype: torch.dtype, **geometry: Any) -> Config:
+    """A folder of ours with random numbers in every tensor; returns the config that no official folder tells."""
     config = make_config(tiny_setup.base, tiny_setup.data)
     side = dataclasses.replace(config.sides["audio"], **geometry)
     model = build.create(dataclasses.replace(config, sides={"audio": side}))
     for parameter in (p for n, p in model.named_parameters() if n.startswith("patches") or "lora_" in n):
         parameter.data = torch.randn_like(parameter).to(dtype)
     patch_folder.save(model, dataclasses.replace(config, sides={"audio": side}), folder)
-    untold = {key: geometry[key] for key in ("heads", "rope", "conv_strides") if key in geometry}
-    rest = PatchConfig(features=side.features, **untold)
+    # With rope the heads follow from the width.
+    untold = ("rope", "conv_strides") if side.rope else ("heads", "conv_strides")
+    rest = PatchConfig(features=side.features, **{key: geometry[key] for key in untold if key in geometry})
     return dataclasses.replace(config, sides={"audio": rest}, lora=LoraConfig())
 
 
 @pytest.mark.parametrize(("name", "dtype"), [(n, torch.float32) for n in OURS] + [("plain", torch.bfloat16)])
 def test_ours_to_official_and_back(tiny_setup: TinySetup, tmp_path: Path, name: str, dtype: torch.dtype) -> None:
-    rest = trained(tiny_setup, tmp_path / "ours", dtype, **OURS[name])
+    rest = write_ours(tiny_setup, tmp_path / "ours", dtype, **OURS[name])
     convert.to_official(tmp_path / "ours", tmp_path / "official")
     convert.to_ours(tmp_path / "official", rest, tmp_path / "back")
     same(tensors(tmp_path / "ours"), tensors(tmp_path / "back"))
@@ -163,7 +164,7 @@ def test_ours_to_official_and_back(tiny_setup: TinySetup, tmp_path: Path, name: 
 def test_what_the_official_code_cannot_do(
     tiny_setup: TinySetup, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
-    trained(tiny_setup, tmp_path / "ours", torch.float32, **changes)
+    write_ours(tiny_setup, tmp_path / "ours", torch.float32, **changes)
     with pytest.raises(UserError, match=message):
         convert.to_official(tmp_path / "ours", tmp_path / "official")
     assert [file.name for file in tmp_path.iterdir()] == ["ours"]
@@ -177,7 +178,7 @@ def test_patches_that_the_official_code_cannot_hold(tiny_setup: TinySetup, tmp_p
         ({}, "0 patches"),
         (
             {"a": side, "b": dataclasses.replace(side, num_layers=3)},
-            "different depth; .* builds the second as the first",
+            "different num_layers; .* builds the second as the first",
         ),
     ):
         chosen = dataclasses.replace(config, sides=sides)
@@ -187,7 +188,7 @@ def test_patches_that_the_official_code_cannot_hold(tiny_setup: TinySetup, tmp_p
 
 @pytest.mark.parametrize("file", ["patch.safetensors", "adapter_model.safetensors"])
 def test_a_tensor_that_ours_lacks_is_named(tiny_setup: TinySetup, tmp_path: Path, file: str) -> None:
-    trained(tiny_setup, tmp_path / "ours", torch.float32)
+    write_ours(tiny_setup, tmp_path / "ours", torch.float32)
     state = load_file(tmp_path / "ours" / file)
     name = min(state)
     del state[name]
@@ -208,7 +209,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
 
 
 def test_a_wrong_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"config.json: no such file; a released folder has one"):
+    with pytest.raises(UserError, match=r"config.json: no such file; expected a file of an official folder"):
         convert.to_ours(tmp_path, Config(), tmp_path / "out")
     with pytest.raises(UserError, match=r"no pave.yaml in it"):
         convert.to_official(E2E / "tiny_pave_v5_1_3_lora", tmp_path / "out")

@@ -210,7 +210,7 @@ def test_what_the_hub_lacks(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixt
 def test_names_and_folders(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"did you mean '{NAME}'?" in fails(capsys, NAME + "s", "--out", tmp_path / "ckpt")
     assert main.main(["fetch", NAME, "--out", str(tmp_path / "ckpt")]) == 0
-    other = model_zoo.RELEASES[1].name
+    other = model_zoo.CHECKPOINTS[1].name
     assert f"is not {other}" in fails(capsys, other, "--out", tmp_path / "ckpt")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").write_text("do not replace")
@@ -222,7 +222,7 @@ def test_offline(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str], m
     nowhere = partial(HfFileSystem, endpoint="http://127.0.0.1:1", skip_instance_cache=True)
     monkeypatch.setattr(download, "HfFileSystem", nowhere)
     line = fails(capsys, NAME, "--out", tmp_path / "ckpt")
-    assert "not to be had from zhuomingliu/PAVE" in line
+    assert "cannot be fetched from zhuomingliu/PAVE" in line
     assert f"copy the folder to {tmp_path / 'ckpt'}" in line
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     assert "offline mode is enabled" in fails(capsys, NAME, "--out", tmp_path / "ckpt")

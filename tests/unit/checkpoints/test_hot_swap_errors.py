@@ -42,7 +42,7 @@ BROKEN = {
     "another base": (lambda f: replace(f, "path: ", "path: other"), "base.path is 'other.*expected the same base"),
     "newline": (lambda f: replace(f, "newline: grid", "newline: frame"), "base.newline is 'frame'"),
     "weight": (lambda f: replace(f, "weight: 1.0", "weight: .nan"), "'music': weight nan"),
-    "key": (lambda f: replace(f, "side_hidden_dim", "sidewidth"), "did you mean 'side_width'"),
+    "key": (lambda f: replace(f, "side_hidden_dim", "side_hiddendim"), "did you mean 'side_hidden_dim'"),
     "not ours": (lambda f: (f / "pave.yaml").unlink(), "no pave.yaml in it"),
 }
 

@@ -79,7 +79,7 @@ def test_ppllava_starts_as_llava_next_with_clips_own_relevance(llava: Path, clip
     asked = asked if isinstance(asked, torch.Tensor) else asked.pooler_output
     near = torch.nn.functional.normalize(whole.visual_projection(whole.vision_model.post_layernorm(hidden)), dim=-1)
     want = near @ torch.nn.functional.normalize(asked, dim=-1)[0]
-    found = base.multi_modal_projector.cosine(hidden[None], base.multi_modal_projector.prompt(guide))
+    found = base.multi_modal_projector.similarity(hidden[None], base.multi_modal_projector.encode_prompt(guide))
     assert_close(found[0], want, atol=1e-5, rtol=1e-5)
     # The branch repeats CLIP's layers of the same depth and adds nothing over time.
     tower = base.vision_tower

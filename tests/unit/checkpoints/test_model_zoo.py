@@ -1,4 +1,4 @@
-"""The table of released checkpoints: the published facts, and commands that are ours."""
+"""The table of official checkpoints: the published facts, and commands that are ours."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ CONFIGS = ROOT / "configs"
 @pytest.fixture
 def shown(capsys: pytest.CaptureFixture[str]) -> dict[str, list[str]]:
     """Name -> lines of `pave list checkpoints`."""
-    assert main.main(["list", "zoo"]) == 0
+    assert main.main(["list", "checkpoints"]) == 0
     blocks = [block.splitlines() for block in capsys.readouterr().out.strip().split("\n\n")]
     return {name: [line.strip() for line in lines] for name, *lines in blocks}
 
 
 def test_all_fifteen_are_shown_with_the_facts(shown: dict[str, list[str]]) -> None:
-    assert list(shown) == [release.name for release in model_zoo.RELEASES]
+    assert list(shown) == [checkpoint.name for checkpoint in model_zoo.CHECKPOINTS]
     assert len(shown) == 15
     assert shown["pave_v5_1_3_lora_music_avqa7B_2epoch_imagebind_3layers"][:3] == [
         "task: music_avqa; side-channel: audio; base: lmms-lab/llava-onevision-qwen2-7b-ov",
@@ -41,27 +41,27 @@ def test_all_fifteen_are_shown_with_the_facts(shown: dict[str, list[str]]) -> No
 
 def test_every_command_is_ours(shown: dict[str, list[str]]) -> None:
     for name, (_, _, published, *lines) in shown.items():
-        release = model_zoo.find(name)
+        checkpoint = model_zoo.find_checkpoint(name)
         fetch, *scores, demo = (main.parse_arguments(shlex.split(line)[1:]) for line in lines)
         assert fetch.name == name
         ckpt = model_zoo.default_folder(name)
         assert [Path(line.split()[3]) for line in lines[1:]] == [ckpt] * len(lines[1:])
         for arguments in (*scores, demo):
-            given = config.from_overrides(arguments.overrides)
+            settings = config.from_overrides(arguments.overrides)
             assert arguments.ckpt == ckpt
             assert arguments.base in _llava_onevision_layouts.PUBLISHED
-            assert tuple(given.sides) == release.recipe.sides
-            assert all(side.rope == release.rope for side in given.sides.values())
+            assert tuple(settings.sides) == checkpoint.recipe.sides
+            assert all(side.rope == checkpoint.rope for side in settings.sides.values())
         tasks = [config.from_overrides(arguments.overrides).data.task for arguments in scores]
-        assert tasks == list(release.published)
+        assert tasks == list(checkpoint.published)
         assert all(f"{task} " in published for task in tasks)
-        made = [side for side, patch in config.from_overrides(demo.overrides).sides.items() if patch.encoder]
-        assert {*made, *(text.split("=")[0] for text in demo.features)} == set(release.recipe.sides)
+        encoded = [side for side, patch in config.from_overrides(demo.overrides).sides.items() if patch.encoder]
+        assert {*encoded, *(text.split("=")[0] for text in demo.features)} == set(checkpoint.recipe.sides)
 
 
 def test_the_table_agrees_with_the_shipped_configs() -> None:
     """Task, sides, depth, epochs, batch, split, and the numbers in the configs' headers."""
-    recipes = {release.recipe for release in model_zoo.RELEASES}
+    recipes = {checkpoint.recipe for checkpoint in model_zoo.CHECKPOINTS}
     configs = {}
     for file in CONFIGS.glob("*.yaml"):
         resolved = config.load(file)
@@ -69,16 +69,16 @@ def test_the_table_agrees_with_the_shipped_configs() -> None:
             configs[resolved.data.task, tuple(resolved.sides)] = (resolved, re.findall(r"\d+\.\d", file.read_text()))
     for recipe in recipes:
         resolved, numbers = configs.pop((recipe.task, recipe.sides))
-        assert {patch.num_layers for patch in resolved.sides.values()} == {recipe.depth}
+        assert {patch.num_layers for patch in resolved.sides.values()} == {recipe.num_layers}
         assert resolved.train["num_train_epochs"] == recipe.epochs
-        assert resolved.train["per_device_train_batch_size"] == recipe.batch
-        assert resolved.train["gradient_accumulation_steps"] == recipe.accumulation
+        assert resolved.train["per_device_train_batch_size"] == recipe.batch_size
+        assert resolved.train["gradient_accumulation_steps"] == recipe.accumulation_steps
         assert resolved.data.eval_split == model_zoo.SPLITS.get(recipe.task, "test")
-        published = [r.published.values() for r in model_zoo.RELEASES if r.recipe == recipe]
+        published = [r.published.values() for r in model_zoo.CHECKPOINTS if r.recipe == recipe]
         assert {str(x) for values in published for row in values for x in row} <= set(numbers)
     assert not configs
 
 
 def test_a_misspelt_name_is_answered_with_the_nearest() -> None:
     with pytest.raises(UserError, match="did you mean 'pave_v5_1_3_lora_7B'"):
-        model_zoo.find("pave_v5_1_3_lora_7")
+        model_zoo.find_checkpoint("pave_v5_1_3_lora_7")
