@@ -217,13 +217,13 @@ def make_collator(config: Config, model: PatchedModel, arguments: TrainingArgume
     """Make the function from samples to a batch."""
     # Ranks that share parameters must all run a patch that one of them runs.
     needs_all_sides = launch.sides_differ_across_ranks(config) and (arguments.deepspeed or arguments.fsdp)
-    widths = {name: side.side_dim for name, side in config.sides.items()} if needs_all_sides else None
+    side_dims = {name: side.side_dim for name, side in config.sides.items()} if needs_all_sides else None
 
     collator: Callable[..., Batch] = dpo.collate
     if not config.dpo_beta:
         # Videos one by one: those of another rank may be of other sizes, or of one size.
         collator = functools.partial(collate, separate_videos=distributed.are_split(arguments))
-    return functools.partial(collator, pad_id=model.base.tokenizer.pad_token_id, side_dims=widths)
+    return functools.partial(collator, pad_id=model.base.tokenizer.pad_token_id, side_dims=side_dims)
 
 
 def parameter_groups(config: Config, model: PatchedModel, arguments: TrainingArguments) -> list[dict[str, object]]:

@@ -1,7 +1,6 @@
-"""Base for an experiment: PPLLaVA whose patch adds to the tokens before they are pooled (`base.name` is this module).
+"""Base for an experiment: PPLLaVA whose patch adds to the tokens before they are pooled, not after.
 
-`pave/models/bases/ppllava.py` adds after it. Neither pooling nor its weights differ
-(doc/results/bases_sideworld.md).
+Neither pooling nor its weights differ from pave/models/bases/ppllava.py (doc/results/bases_sideworld.md).
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ class Base(ppllava.Base):
         weight = self.multi_modal_projector.linear_1.weight
         tokens = self.vision_tower(pixels.to(weight.dtype).unflatten(2, (ppllava.FRAMES_PER_WINDOW, 3)).flatten(1, 2))
         projected, self.relevance = self.multi_modal_projector(tokens, prompt_ids)
-        query, embeds = (x.unflatten(1, (-1, ppllava.FRAMES_PER_WINDOW)).flatten(2, 3) for x in (tokens, projected))
-        return VideoTokens(query, embeds)
+        rows = (-1, ppllava.FRAMES_PER_WINDOW)
+        return VideoTokens(tokens.unflatten(1, rows).flatten(2, 3), projected.unflatten(1, rows).flatten(2, 3))
 
     def arrange_tokens(self, embeds: Tensor) -> Tensor:
         """Pool float[B,t,2*P,D] to float[B,t*S,D]."""
         tokens = embeds.unflatten(2, (ppllava.FRAMES_PER_WINDOW, -1)).flatten(1, 2)
-        return self.pool(tokens, self.relevance, ppllava.VIDEO).flatten(1, 2)
+        return self.pool(tokens, self.relevance, ppllava.VIDEO_WINDOW).flatten(1, 2)

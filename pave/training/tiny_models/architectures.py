@@ -177,8 +177,8 @@ def build_ppllava() -> TinyBase:
     config = {**ppllava.REQUIRED_CONFIG, "btadapter": False, "model_type": "llava_next", "vision_config": vision}
 
     def save_files(folder: Path) -> None:
-        modules: dict[str, nn.Module] = {"language_model.": hf, ppllava_projector.VISION: tower}
-        modules[ppllava_projector.PROJECTOR] = projector
+        modules: dict[str, nn.Module] = {"language_model.": hf, ppllava_projector.VISION_PREFIX: tower}
+        modules[ppllava_projector.PROJECTOR_PREFIX] = projector
         text = {name: getattr(hf.config, name) for name in (*LLAMA, "vocab_size") if name != "rope_theta"}
         _write_checkpoint(folder, modules, {**config, "text_config": text})
         prompt_tokenizer.save_pretrained(folder / "clip")

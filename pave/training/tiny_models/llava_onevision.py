@@ -104,7 +104,7 @@ def pretrain(out: Path, vision_steps: int = 500, scenes: int = 8000, steps: int 
     torch.manual_seed(seed)
     tokenizer = make_tokenizer(sideworld.vocabulary_texts())
     text = {**TEXT, "vocab_size": len(tokenizer)}
-    base = LlavaOnevision(_llava_onevision_layouts.build(text, VISION), tokenizer)
+    base = LlavaOnevision(_llava_onevision_layouts.build_model(text, VISION), tokenizer)
     train_vision(base, vision_steps, seed)
     instruction_tune(base, scenes, steps, seed)
     _llava_onevision_layouts.save(base.hf, tokenizer, text, VISION, out)

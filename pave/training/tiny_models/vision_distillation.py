@@ -131,7 +131,7 @@ def train_prompt_relevance(tiny: TinyBase, steps: int, seed: int, batch: int = 8
         pixels, prompt_ids, is_relevant = example
         with torch.no_grad():
             tokens = base.vision_tower(pixels.unflatten(2, (2, 3)).flatten(1, 2))
-        weights = projector.weights(tokens, projector.prompt(prompt_ids))
+        weights = projector.relevance(tokens, projector.encode_prompt(prompt_ids))
         return -(weights * is_relevant).flatten(1).sum(1).clamp(min=1e-6).log().mean()
 
     examples = DataLoader(RelevanceStream(base, tiny.frames, seed), batch)

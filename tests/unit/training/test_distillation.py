@@ -48,45 +48,49 @@ def stage(tiny_setup: TinySetup, folder: Path, learn: list[str], init: str = "",
     return dataclasses.replace(config, base=base, sides={}, lora=LoraConfig(r=0), distill_from=teacher)
 
 
+def trained_parts(state: dict[str, torch.Tensor]) -> set[str]:
+    return {trainable.setting_of(name) or trainable.part_of(name) for name in state}
+
+
 @torch.no_grad()
 def test_cells_are_compared_and_class_and_split_tokens_are_not() -> None:
     torch.manual_seed(0)
-    lesson = distillation_head.DistillationHead(4, 8, 6)
-    assert lesson.layer_indices == [1, 1, 2, 2, 3, 3, 4, 4, 4]
+    head = distillation_head.DistillationHead(4, 8, 6)
+    assert head.layer_indices == [1, 1, 2, 2, 3, 3, 4, 4, 4]
     hidden = [torch.randn(2, 40, 8) for _ in range(5)]
-    pupil = lesson(hidden)
-    want = lesson.map(sum(lesson.norm(hidden[i]) for i in lesson.layer_indices) / 9)
-    torch.testing.assert_close(pupil, want)
+    features = head(hidden)
+    expected = head.map(sum(head.norm(hidden[i]) for i in head.layer_indices) / 9)
+    torch.testing.assert_close(features, expected)
     # Two frames of 2 x 3 cells are 1 + 2 * 4 tokens each; one frame of 1 x 1 is 3.
-    places = torch.zeros(2, 40, dtype=torch.bool)
-    places[0, 5:23], places[1, 1:4] = True, True
+    is_video_token = torch.zeros(2, 40, dtype=torch.bool)
+    is_video_token[0, 5:23], is_video_token[1, 1:4] = True, True
     targets = [torch.randn(2, 2, 3, 6), torch.randn(1, 1, 1, 6)]
-    found = lesson.distance(pupil, places, targets)
-    off = []
+    actual = head.distance(features, is_video_token, targets)
+    distances = []
     for frame in range(2):
         for row in range(2):
             for column in range(3):
                 at = 5 + frame * 9 + 1 + row * 4 + column
-                off.append(1 - F.cosine_similarity(pupil[0, at], targets[0][frame, row, column], dim=0))
-    off.append(1 - F.cosine_similarity(pupil[1, 2], targets[1][0, 0, 0], dim=0))
-    torch.testing.assert_close(found, torch.stack(off).mean())
-    places[0, 22] = False
+                distances.append(1 - F.cosine_similarity(features[0, at], targets[0][frame, row, column], dim=0))
+    distances.append(1 - F.cosine_similarity(features[1, 2], targets[1][0, 0, 0], dim=0))
+    torch.testing.assert_close(actual, torch.stack(distances).mean())
+    is_video_token[0, 22] = False
     with pytest.raises(UserError, match="were cut"):
-        lesson.distance(pupil, places, targets)
+        head.distance(features, is_video_token, targets)
 
 
 def test_the_teacher_sees_four_frames_together_and_a_vector_a_cell(
     tiny_setup: TinySetup, folder: Path, teacher: Path
 ) -> None:
     model = build.create(stage(tiny_setup, folder, ["tower"], teacher=str(teacher)))
-    taught = distillation.Teacher(model, stage(tiny_setup, folder, ["tower"], teacher=str(teacher)))
+    tower = distillation.Teacher(model, stage(tiny_setup, folder, ["tower"], teacher=str(teacher)))
     videos = [torch.randn(8, 3, 112, 112), torch.randn(4, 3, 84, 112)]
-    square, wide = taught.teacher_features(videos, torch.device("cpu"))
+    square, wide = tower.teacher_features(videos, torch.device("cpu"))
     assert square.shape == (8, 4, 4, WIDTH)
     assert wide.shape == (4, 3, 4, WIDTH)
-    other = videos[0].clone()
-    other[5] += 1
-    changed = taught.teacher_features([other], torch.device("cpu"))[0] != square
+    changed_video = videos[0].clone()
+    changed_video[5] += 1
+    changed = tower.teacher_features([changed_video], torch.device("cpu"))[0] != square
     assert not changed[:4].any()
     assert changed[4:].any(-1).all()
 
@@ -95,7 +99,7 @@ def test_three_stages(tiny_setup: TinySetup, folder: Path, teacher: Path, tmp_pa
     start = build.load_base(stage(tiny_setup, folder, []).base).state_dict()
     train.main(stage(tiny_setup, folder, ["tower", "projector"], teacher=str(teacher)), tmp_path / "align")
     first = load_file(tmp_path / "align/final" / trainable.BASE_FILE)
-    assert {trainable.setting_of(name) or trainable.part_of(name) for name in first} == {"tower", "projector", "distillation head"}
+    assert trained_parts(first) == {"tower", "projector", "distillation head"}
     # Batch norm learns too: its running mean has moved.
     moved = {name for name, x in first.items() if name in start and not torch.equal(x, start[name])}
     assert any(name.endswith("running_mean") for name in moved)
@@ -103,10 +107,10 @@ def test_three_stages(tiny_setup: TinySetup, folder: Path, teacher: Path, tmp_pa
     everything = ["tower", "projector", "llm"]
     train.main(stage(tiny_setup, folder, everything, before, str(teacher)), tmp_path / "pretrain")
     second = load_file(tmp_path / "pretrain/final" / trainable.BASE_FILE)
-    assert {trainable.setting_of(name) or trainable.part_of(name) for name in second} == {"tower", "projector", "distillation head", "llm"}
+    assert trained_parts(second) == {"tower", "projector", "distillation head", "llm"}
     train.main(stage(tiny_setup, folder, everything, str(tmp_path / "pretrain/final")), tmp_path / "tuned")
     third = load_file(tmp_path / "tuned/final" / trainable.BASE_FILE)
-    assert {trainable.setting_of(name) or trainable.part_of(name) for name in third} == {"tower", "projector", "llm"}
+    assert trained_parts(third) == {"tower", "projector", "llm"}
     model, _ = build.load(tmp_path / "tuned/final")
     assert all(torch.equal(model.base.state_dict()[name], x) for name, x in third.items())
     log = json.loads((tmp_path / "align/log.json").read_text())
@@ -117,7 +121,7 @@ def test_three_stages(tiny_setup: TinySetup, folder: Path, teacher: Path, tmp_pa
 def test_a_teacher_needs_a_base_with_such_stages_and_a_pupil(
     tiny_setup: TinySetup, folder: Path, teacher: Path
 ) -> None:
-    with pytest.raises(UserError, match=r"set base\.learn"):
+    with pytest.raises(UserError, match=r"set base\.trainable"):
         build.create(stage(tiny_setup, folder, [], teacher=str(teacher)))
     config = dataclasses.replace(make_config(*tiny_setup), distill_from=str(teacher))
     with pytest.raises(UserError, match="llava_onevision has no such stage"):

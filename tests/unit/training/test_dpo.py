@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.report_runs import records
 from helpers.tiny_model import TinySetup, make_config
+from helpers.training_runs import check_same_weights
 
 from pave.checkpoints import build
 from pave.config import Config
@@ -45,21 +47,22 @@ def pairs(tiny_setup: TinySetup, tmp_path: Path) -> Config:
 
 def test_margins_are_those_of_the_formula() -> None:
     torch.manual_seed(0)
-    labels = torch.tensor([[0, IGNORE_INDEX, 2, 3], [0, 1, IGNORE_INDEX, 4], [0, IGNORE_INDEX, IGNORE_INDEX, 1], [0, 2, 2, 2]])
-    full = torch.randn(4, 4, 6)
-    given = full[:, :-1][labels[:, 1:] != IGNORE_INDEX]
+    rows = [[0, IGNORE_INDEX, 2, 3], [0, 1, IGNORE_INDEX, 4], [0, IGNORE_INDEX, IGNORE_INDEX, 1], [0, 2, 2, 2]]
+    labels = torch.tensor(rows)
+    all_logits = torch.randn(4, 4, 6)
+    logits = all_logits[:, :-1][labels[:, 1:] != IGNORE_INDEX]
     reference = torch.tensor([-1.0, -2.0, -3.0, -4.0])
-    logp = full.log_softmax(-1)
-    by_hand = [
-        sum(logp[row, at - 1, label] for at, label in enumerate(labels[row].tolist()) if at and label != IGNORE_INDEX)
-        for row in range(4)
+    token_logps = all_logits.log_softmax(-1)
+    logps = [
+        sum(token_logps[i, at - 1, label] for at, label in enumerate(row) if at and label != IGNORE_INDEX)
+        for i, row in enumerate(rows)
     ]
-    found = dpo.margins(given, labels, reference, BETA)
+    margins = dpo.margins(logits, labels, reference, BETA)
     for i in range(2):
-        gain = (by_hand[i] - reference[i]) - (by_hand[2 + i] - reference[2 + i])
-        assert found[i].item() == pytest.approx(BETA * gain.item(), abs=1e-5)
-    want = sum(math.log1p(math.exp(-m)) for m in found.tolist()) / 2
-    assert dpo.dpo_loss(found).item() == pytest.approx(want, abs=1e-6)
+        gain = (logps[i] - reference[i]) - (logps[2 + i] - reference[2 + i])
+        assert margins[i].item() == pytest.approx(BETA * gain.item(), abs=1e-5)
+    expected = sum(math.log1p(math.exp(-margin)) for margin in margins.tolist()) / 2
+    assert dpo.dpo_loss(margins).item() == pytest.approx(expected, abs=1e-6)
 
 
 @torch.no_grad()
@@ -68,19 +71,18 @@ def test_the_reference_is_the_model_before_training(pairs: Config, tmp_path: Pat
     data = dpo.PreferenceDataset(pairs, model.base, "train", with_answers=True)
     dpo.compute_reference_logps(model, {"preference": data}, tmp_path, arguments)
     assert model.training
-    assert len(data.reference) == len(data) > 2
-    whole = build.create(pairs).eval()
+    assert len(data.reference_logps) == len(data) > 2
+    untrained = build.create(pairs).eval()
     for pair in (data[0], data[1]):
         batch = dpo.collate([pair], model.base.tokenizer.pad_token_id)
         reference = batch.pop("reference")
         assert batch["ids"].shape[0] == 2
-        outputs = whole(**batch)
-        found = dpo.answer_logps(outputs["logits"], batch["labels"])
-        torch.testing.assert_close(found, reference, atol=1e-5, rtol=1e-5)
-    # A second run does not ask again.
+        logps = dpo.answer_logps(untrained(**batch)["logits"], batch["labels"])
+        torch.testing.assert_close(logps, reference, atol=1e-5, rtol=1e-5)
+    # A resumed run reads them: this model without patches would give others.
     again = dpo.PreferenceDataset(pairs, model.base, "train", with_answers=True)
     dpo.compute_reference_logps(PatchedModel(model.base, {}), {"preference": again}, tmp_path, arguments)
-    assert again.reference == data.reference
+    assert again.reference_logps == data.reference_logps
 
 
 def test_a_video_is_looked_at_once_for_both_answers(pairs: Config) -> None:
@@ -89,11 +91,11 @@ def test_a_video_is_looked_at_once_for_both_answers(pairs: Config) -> None:
     for x in model.patches.parameters():
         torch.nn.init.normal_(x, std=0.3)
     data = dpo.PreferenceDataset(pairs, model.base, "train", with_answers=True)
-    once = [data[0]._replace(reference=torch.zeros(2)), data[2]._replace(reference=torch.zeros(2))]
+    once = [data[i]._replace(reference=torch.zeros(2)) for i in (0, 2)]
     assert once[0].chosen.pixels is not None
     guided = [(p.chosen._replace(prompt_ids=[1]), p.rejected._replace(prompt_ids=[2])) for p in once]
     twice = [dpo.PreferencePair(chosen, rejected, p.reference) for p, (chosen, rejected) in zip(once, guided)]
-    found = []
+    results = []
     for some, videos in ((once, 2), (twice, 4)):
         batch = dpo.collate(some, model.base.tokenizer.pad_token_id)
         batch.pop("prompt_ids", None)
@@ -101,26 +103,22 @@ def test_a_video_is_looked_at_once_for_both_answers(pairs: Config) -> None:
         model.zero_grad()
         loss = dpo.PreferenceLoss(BETA)(model, batch)["loss"]
         loss.backward()
-        found.append([loss, *(x.grad for x in model.patches.parameters() if x.grad is not None)])
-    assert len(found[0]) > 5
-    for one, two in zip(*found):
-        torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-4)
+        results.append([loss, *(x.grad for x in model.patches.parameters() if x.grad is not None)])
+    assert len(results[0]) > 5
+    for expected, actual in zip(*results):
+        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_a_run_comes_to_prefer_the_better_answers_and_resumes(pairs: Config, tmp_path: Path) -> None:
     train.main(pairs, tmp_path / "whole")
-    log = [line for line in json.loads((tmp_path / "whole/log.json").read_text()) if "loss" in line]
+    log = records(tmp_path / "whole")
     assert log[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
     assert log[-1]["loss"] < log[0]["loss"]
     assert log[-1]["preference/margin"] > 0 == log[0]["preference/margin"]
-    train.main(pairs, tmp_path / "again")
-    for later in ("checkpoint-6", "final"):
-        for file in (tmp_path / "again" / later).iterdir():
-            file.unlink()
-        (tmp_path / "again" / later).rmdir()
-    train.main(pairs, tmp_path / "again", resume=True)
-    first, second = (build.load(tmp_path / f / "final")[0].state_dict() for f in ("whole", "again"))
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    unfinished = shutil.ignore_patterns("checkpoint-6", "final")
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed", ignore=unfinished)
+    train.main(pairs, tmp_path / "resumed", resume=True)
+    check_same_weights(tmp_path / "whole", tmp_path / "resumed")
 
 
 def test_questions_without_a_worse_answer_are_refused(tiny_setup: TinySetup) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers import fault_injection
 from helpers.tiny_model import TinySetup, make_config
-from helpers.training_runs import losses
+from helpers.training_runs import check_same_weights, losses, train_interrupted
 from peft import PeftModel
 
 from pave.checkpoints import build, patch_folder
@@ -18,8 +18,8 @@ from pave.config import BaseConfig, Config, LoraConfig, PatchConfig
 from pave.data.collate import collate
 from pave.data.dataset import QuestionDataset
 from pave.models import lora
-from pave.models.bases import llava_onevision
 from pave.models.base import LoadSettings
+from pave.models.bases import llava_onevision
 from pave.models.patched_model import PatchedModel
 from pave.tasks import sideworld
 from pave.training import mixture, recipe, resume, train
@@ -30,13 +30,13 @@ PROJECTIONS = [f"self_attn.{p}_proj" for p in "qkvo"] + [f"mlp.{p}_proj" for p i
 
 def test_exactly_patch_and_lora_train(tiny_setup: TinySetup) -> None:
     model = build.create(make_config(*tiny_setup))
-    got = {name for name, p in model.named_parameters() if p.requires_grad}
+    actual = {name for name, p in model.named_parameters() if p.requires_grad}
     layer = "base.hf.model.language_model.layers.0."
-    want = {f"{layer}{p}.lora_{x}.default.weight" for p in PROJECTIONS for x in "AB"}
+    expected = {f"{layer}{p}.lora_{x}.default.weight" for p in PROJECTIONS for x in "AB"}
     patch = [f"layers.{i}.{n}" for i in (0, 1) for n in ("q.weight", "q.bias", "k.weight", "k.bias")]
     patch += [f"layers.{i}.{n}" for i in (0, 1) for n in ("norm.weight", "norm.bias", "up.weight", "down.weight")]
     patch += [f"{n}.{x}" for n in ("side_in", "query_in", "out.0", "out.2", "out_norm") for x in ("weight", "bias")]
-    assert got == want | {f"patches.audio.{n}" for n in patch}
+    assert actual == expected | {f"patches.audio.{n}" for n in patch}
 
 
 def test_a_fresh_model_is_the_base_bit_for_bit(tiny_setup: TinySetup) -> None:
@@ -57,16 +57,16 @@ def test_a_sample_without_the_side_channel_gets_exactly_nothing(tiny_setup: Tiny
     torch.nn.init.normal_(model.patches["audio"].out_norm.weight)
     data = QuestionDataset(config, model.base, "train", with_answers=True)
     first, second = data[0], data[5]
-    deaf = first._replace(sides={"audio": None})
+    silent = first._replace(sides={"audio": None})
     with torch.no_grad():
-        mixed = model.fuse(*visual(collate([deaf, second], 0)))
-        heard = model.fuse(*visual(collate([first, second], 0)))
-        none = model.fuse(*visual(collate([deaf], 0)))
+        mixed = model.fuse(*visual(collate([silent, second], 0)))
+        complete = model.fuse(*visual(collate([first, second], 0)))
+        none = model.fuse(*visual(collate([silent], 0)))
         base = model.base.arrange_tokens(model.base.encode(first.pixels[None]).embeds)
     assert torch.equal(mixed[0], base[0])
     assert torch.equal(none, base)
-    assert torch.allclose(mixed[1], heard[1], atol=1e-6)
-    assert not torch.allclose(mixed[0], heard[0], atol=1e-3)
+    assert torch.allclose(mixed[1], complete[1], atol=1e-6)
+    assert not torch.allclose(mixed[0], complete[0], atol=1e-3)
 
 
 def visual(batch: dict) -> tuple:
@@ -82,38 +82,26 @@ def test_logits_only_where_labels_are(tiny_setup: TinySetup) -> None:
 
 
 @pytest.mark.parametrize("sampling", ["random", "group_by_length"])
-def test_resumed_losses_equal_those_of_the_unbroken_run(
-    tiny_setup: TinySetup, tmp_path: Path, sampling: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = make_config(*tiny_setup, max_steps=6, train_sampling_strategy=sampling)
+def test_resumed_losses_equal_those_of_the_unbroken_run(tiny_setup: TinySetup, tmp_path: Path, sampling: str) -> None:
+    config = make_config(*tiny_setup, max_steps=4, train_sampling_strategy=sampling)
     train.main(config, tmp_path / "whole")
-    # The same run, stopped in its fourth step: the newest whole checkpoint is that of the second.
+    # The same run, stopped in its fourth step: the newest complete checkpoint is that of the second.
     stopped = tmp_path / "stopped"
-    step, calls = train.PaveTrainer.training_step, []
-
-    def interrupted(self: train.PaveTrainer, *arguments: Any) -> torch.Tensor:
-        calls.append(1)
-        if len(calls) == 7:
-            raise KeyboardInterrupt
-        return step(self, *arguments)
-
-    monkeypatch.setattr(train.PaveTrainer, "training_step", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        train.main(config, stopped)
-    monkeypatch.undo()
+    train_interrupted(config, stopped, micro_step=7)
     (stopped / "checkpoint-4").mkdir()
     (stopped / "checkpoint-4" / "trainer_state.json").write_text('{"half')
     train.main(config, stopped, resume=True)
     assert losses(stopped) == losses(tmp_path / "whole")
-    assert len(losses(stopped)) == 6
-    whole, again = (build.load(tmp_path / f / "final")[0].state_dict() for f in ("whole", "stopped"))
-    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    assert len(losses(stopped)) == 4
+    check_same_weights(tmp_path / "whole", stopped)
     assert not list(stopped.glob("**/*.tmp"))
 
 
 def test_training_changes_patch_and_lora_and_loads_back(tiny_setup: TinySetup, tmp_path: Path) -> None:
     config = make_config(*tiny_setup, gradient_checkpointing=True)
+    del config.train["report_to"]
     train.main(config, tmp_path)
+    assert list(tmp_path.rglob("events.out.tfevents.*")), "TensorBoard is the default"
     final = tmp_path / "final"
     assert sorted(f.name for f in final.iterdir()) == [
         "adapter_config.json",
@@ -155,7 +143,7 @@ def test_published_sizes(size: str, layers: int, lora_parameters: int, patch_par
 
 
 def test_patch_alone_without_lora(tiny_setup: TinySetup, tmp_path: Path) -> None:
-    config = dataclasses.replace(make_config(*tiny_setup), lora=LoraConfig(r=0))
+    config = dataclasses.replace(make_config(*tiny_setup, max_steps=1), lora=LoraConfig(r=0))
     train.main(config, tmp_path)
     assert sorted(f.name for f in (tmp_path / "final").iterdir()) == ["patch.safetensors", "pave.yaml"]
     model, _ = build.load(tmp_path / "final")
@@ -170,13 +158,6 @@ def test_a_half_precision_base_trains_with_float32_patch_and_lora(tiny_setup: Ti
     assert model.base.hf.dtype == torch.bfloat16
     train.main(config, tmp_path)
     assert all(0 < loss < 10 for loss in losses(tmp_path))
-
-
-def test_tensorboard_is_written_by_default(tiny_setup: TinySetup, tmp_path: Path) -> None:
-    config = make_config(*tiny_setup, max_steps=1)
-    del config.train["report_to"]
-    train.main(config, tmp_path)
-    assert list(tmp_path.rglob("events.out.tfevents.*"))
 
 
 def test_checkpoint_of_another_base_is_refused(tiny_setup: TinySetup, tmp_path: Path) -> None:
@@ -215,20 +196,21 @@ def test_a_save_over_an_older_one_takes_its_mark_away(tiny_setup: TinySetup, tmp
     trainer = train.PaveTrainer(config, model, recipe.training_arguments(config, tmp_path), data)
     (tmp_path / "checkpoint-2").mkdir()
     (tmp_path / "checkpoint-2/trainer_state.json").write_text("{}")
-    assert resume.newest_checkpoint(tmp_path).endswith("checkpoint-2")
+    assert resume.newest_checkpoint(tmp_path).name == "checkpoint-2"
     trainer.save_model(str(tmp_path / "checkpoint-2"))
     with pytest.raises(UserError, match="no finished checkpoint"):
         resume.newest_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize("how", ["int8", "nf4"])
-def test_a_quantized_base_trains(tiny_setup: TinySetup, tmp_path: Path, how: str) -> None:
+@pytest.mark.parametrize(("quantize", "weight_dtype"), [("int8", torch.int8), ("nf4", torch.uint8)])
+def test_a_quantized_base_trains(
+    tiny_setup: TinySetup, tmp_path: Path, quantize: str, weight_dtype: torch.dtype
+) -> None:
     pytest.importorskip("bitsandbytes")
     config = make_config(*tiny_setup, max_steps=2)
-    config = dataclasses.replace(config, base=dataclasses.replace(config.base, quantize=how, dtype="bfloat16"))
+    config = dataclasses.replace(config, base=dataclasses.replace(config.base, quantize=quantize, dtype="bfloat16"))
     model = build.create(config)
-    small = {"int8": torch.int8, "nf4": torch.uint8}[how]
-    assert model.base.llm.layers[0].mlp.up_proj.get_base_layer().weight.dtype == small
+    assert model.base.llm.layers[0].mlp.up_proj.get_base_layer().weight.dtype == weight_dtype
     assert model.base.hf.model.vision_tower.dtype == model.base.lm_head.weight.dtype == torch.bfloat16
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     train.main(config, tmp_path)
