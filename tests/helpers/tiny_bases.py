@@ -1,4 +1,4 @@
-"""Folders of tiny bases with random weights, as each is published: Video-LLaVA, its port, Qwen2.5-VL."""
+"""Folders of tiny bases with random weights, as each is published."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from transformers import (
     InternVLForConditionalGeneration,
     LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -33,7 +34,7 @@ from pave.training.tiny_models.llava_onevision import make_tokenizer
 LAYERS = 2
 """Of every LLM here."""
 
-EXTRA = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+QWEN_TOKENS = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
 
 TEXT: dict[str, Any] = {
     "hidden_size": 32,
@@ -108,48 +109,21 @@ def make_original(folder: Path) -> Path:
         for i, w in ((0, 16), (2, 32))
         for n, s in (("weight", (32, w)), ("bias", (32,)))
     }
-    save_file(
-        {name: x.contiguous().clone() for name, x in state.items()}, folder / "model.safetensors", {"format": "pt"}
-    )
-    told = {"model_type": "llava", "mm_video_tower": "LanguageBind/LanguageBind_Video_merge"}
+    published = {"model_type": "llava", "mm_video_tower": "LanguageBind/LanguageBind_Video_merge"}
     vision = {"vision_config": {**VISION, "num_hidden_layers": 4}}
-    (folder / "config.json").write_text(json.dumps({**llm.config.to_dict(), **told, **vision}))
-    generation = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-    (folder / "generation_config.json").write_text(json.dumps(generation))
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_published(state, {**llm.config.to_dict(), **published, **vision}, tokenizer, folder)
 
 
-def make_qwen(folder: Path) -> Path:
-    """Qwen2.5-VL whose tower looks in windows of 2 x 2 tokens, and everywhere in its second layer."""
-    tokenizer = make_tokenizer(["what is heard? a dog barks"] * 3)
-    tokenizer.add_special_tokens({"additional_special_tokens": EXTRA})
-    ids = dict(zip(("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id"), EXTRA))
-    torch.manual_seed(0)
-    config = Qwen2_5_VLConfig(
-        **{name: tokenizer.convert_tokens_to_ids(token) for name, token in ids.items()},
-        vision_config={
-            **{"depth": 2, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "out_hidden_size": 48},
-            **{"patch_size": 14, "window_size": 56, "fullatt_block_indexes": [1], "tokens_per_second": 2},
-        },
-        text_config={
-            **{"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": LAYERS, "num_attention_heads": 4},
-            **{"num_key_value_heads": 2, "vocab_size": len(tokenizer) + 7, "max_position_embeddings": 1024},
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 2, 2]},
-            **{"bos_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id},
-        },
-    )
-    hf = Qwen2_5_VLForConditionalGeneration(config)
-    for parameter in hf.parameters():
-        if parameter.ndim > 1:
-            nn.init.normal_(parameter, std=0.2)  # so that positions matter
-    bos, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
-    hf.generation_config.update(bos_token_id=bos, eos_token_id=eos, pad_token_id=bos)
-    hf.save_pretrained(folder)
+def save_published(
+    state: dict[str, Tensor], config_json: dict[str, Any], tokenizer: PreTrainedTokenizerFast, folder: Path
+) -> Path:
+    """Write the folder of a Vicuna base as published."""
+    tensors = {name: x.contiguous().clone() for name, x in state.items()}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config_json))
+    special_ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    (folder / "generation_config.json").write_text(json.dumps(special_ids))
     tokenizer.save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(
-        json.dumps({"min_pixels": 28 * 28 * 4, "max_pixels": 28 * 28 * 12})
-    )
     return folder
 
 
@@ -160,23 +134,31 @@ def randomise(tensors: Iterable[Tensor]) -> None:
         nn.init.normal_(x, std=0.3)
 
 
-pass
-
-
-PLACES = ["<img>", "</img>", "<IMG_CONTEXT>"]
-
+INTERNVL_TOKENS = ["<img>", "</img>", "<IMG_CONTEXT>"]
 WORDS = ["what is heard? a dog barks Frame10: 1 2 3 4 5 6 7 8 9 <0.5 seconds>"] * 3
 
 
-def tokenizer_of(marks: list[str]) -> PreTrainedTokenizerFast:
-    """With some special tokens more."""
-    tokenizer = make_tokenizer(WORDS)
-    tokenizer.add_special_tokens({"additional_special_tokens": marks})
+def make_marked_tokenizer(special_tokens: list[str], texts: list[str] = WORDS) -> PreTrainedTokenizerFast:
+    """The tokenizer of the small world with these special tokens added."""
+    tokenizer = make_tokenizer(texts)
+    tokenizer.add_special_tokens({"additional_special_tokens": special_tokens})
     return tokenizer
 
 
-def save(hf: Any, tokenizer: PreTrainedTokenizerFast, folder: Path, what: str, processor: dict[str, Any]) -> Path:
-    """With weights large enough that positions and deeper features matter."""
+def qwen_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
+    """Ids of Qwen's special tokens by their names in a config."""
+    names = ("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id")
+    return dict(zip(names, tokenizer.convert_tokens_to_ids(QWEN_TOKENS)))
+
+
+def save(
+    hf: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    folder: Path,
+    processor_name: str,
+    processor: dict[str, Any],
+) -> Path:
+    """Write a model of transformers, with weights large enough that positions and features of inner layers matter."""
     torch.manual_seed(0)
     for parameter in hf.parameters():
         if parameter.ndim > 1:
@@ -185,7 +167,7 @@ def save(hf: Any, tokenizer: PreTrainedTokenizerFast, folder: Path, what: str, p
     hf.generation_config.update(bos_token_id=bos, eos_token_id=eos, pad_token_id=bos)
     hf.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    (folder / f"{what}.json").write_text(json.dumps(processor))
+    (folder / f"{processor_name}.json").write_text(json.dumps(processor))
     return folder
 
 
@@ -198,13 +180,30 @@ def text_of(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     }
 
 
+def make_qwen(folder: Path) -> Path:
+    """Qwen2.5-VL whose tower attends in windows of 2 x 2 tokens, and everywhere in its second layer."""
+    tokenizer = make_marked_tokenizer(QWEN_TOKENS, ["what is heard? a dog barks"] * 3)
+    config = Qwen2_5_VLConfig(
+        **qwen_ids(tokenizer),
+        vision_config={
+            **{"depth": 2, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "out_hidden_size": 48},
+            **{"patch_size": 14, "window_size": 56, "fullatt_block_indexes": [1], "tokens_per_second": 2},
+        },
+        text_config={
+            **text_of(tokenizer),
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 2, 2]},
+        },
+    )
+    processor = {"min_pixels": 28 * 28 * 4, "max_pixels": 28 * 28 * 12}
+    return save(Qwen2_5_VLForConditionalGeneration(config), tokenizer, folder, "preprocessor_config", processor)
+
+
 def make_qwen3(folder: Path) -> Path:
     """Qwen3-VL with one feature for each of the LLM's layers."""
-    tokenizer = tokenizer_of(EXTRA)
-    ids = dict(zip(("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id"), EXTRA))
+    tokenizer = make_marked_tokenizer(QWEN_TOKENS)
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 2, 2], "mrope_interleaved": True}
     config = Qwen3VLConfig(
-        **{name: tokenizer.convert_tokens_to_ids(token) for name, token in ids.items()},
+        **qwen_ids(tokenizer),
         vision_config={
             **{"depth": 3, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "out_hidden_size": 48},
             **{"patch_size": 16, "num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1]},
@@ -218,9 +217,9 @@ def make_qwen3(folder: Path) -> Path:
 
 def make_internvl(folder: Path) -> Path:
     """InternVL with 4 tokens a frame."""
-    tokenizer = tokenizer_of(PLACES)
+    tokenizer = make_marked_tokenizer(INTERNVL_TOKENS)
     config = InternVLConfig(
-        image_token_id=tokenizer.convert_tokens_to_ids(PLACES[2]),
+        image_token_id=tokenizer.convert_tokens_to_ids(INTERNVL_TOKENS[2]),
         image_seq_length=4,
         vision_config={
             **{"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2},
@@ -233,22 +232,24 @@ def make_internvl(folder: Path) -> Path:
     return save(InternVLForConditionalGeneration(config), tokenizer, folder, "preprocessor_config", processor)
 
 
-pass
+PPLLAVA_SIZES = Sizes(24, 32, 4, 2, 14, 6, 2, 8, 40, 64, 48, 2, 1, 16, 32)
 
-
-SIZES = Sizes(24, 32, 4, 2, 14, 6, 2, 8, 40, 64, 48, 2, 1, 16, 32)
-
-TOLD = {
+PPLLAVA_CONFIG = {
     "pooling": "ppllava",
     "extend_clip": True,
     "btadapter": True,
-    "btadapter_depth": SIZES.depth,
-    "max_T": SIZES.moments,
+    "btadapter_depth": PPLLAVA_SIZES.depth,
+    "max_T": PPLLAVA_SIZES.max_frames,
     "pooling_kernel": [2, 3, 3],
     "pooling_stride": [2, 3, 3],
     "vision_config": {
-        **{"hidden_size": SIZES.width, "intermediate_size": SIZES.inner, "num_hidden_layers": SIZES.layers},
-        **{"num_attention_heads": SIZES.heads, "patch_size": 14, "image_size": 84, "projection_dim": SIZES.shared},
+        "hidden_size": PPLLAVA_SIZES.width,
+        "intermediate_size": PPLLAVA_SIZES.inner,
+        "num_hidden_layers": PPLLAVA_SIZES.layers,
+        "num_attention_heads": PPLLAVA_SIZES.heads,
+        "patch_size": 14,
+        "image_size": 84,
+        "projection_dim": PPLLAVA_SIZES.shared,
     },
 }
 
@@ -271,7 +272,7 @@ def make_ppllava(folder: Path) -> Path:
     torch.manual_seed(0)
     llm = LlamaForCausalLM(LlamaConfig(**TEXT, vocab_size=len(tokenizer) + 6))
     state = {f"language_model.{name}": x for name, x in llm.state_dict().items()}
-    for prefix, part in zip((encoder.VISION, encoder.PROJECTOR), encoder.build(SIZES)):
+    for prefix, part in zip((encoder.VISION_PREFIX, encoder.PROJECTOR_PREFIX), encoder.build(PPLLAVA_SIZES)):
         for name, parameter in part.named_parameters():
             if parameter.ndim:
                 nn.init.normal_(parameter, 1.0 if "norm" in name and "weight" in name else 0.0, 0.2)
@@ -279,13 +280,9 @@ def make_ppllava(folder: Path) -> Path:
     last = {"encoder.layers.2.": "encoder.layers.3."}
     last |= {f"btadapter_{x}_layers.0.": f"btadapter_{x}_layers.1." for x in "ST"}
     for old, new in last.items():
-        state |= {n.replace(old, new): x * torch.nan for n, x in state.items() if encoder.VISION + old in n}
+        state |= {n.replace(old, new): x * torch.nan for n, x in state.items() if encoder.VISION_PREFIX + old in n}
     state["image_newline"] = torch.zeros(32)
-    save_file({n: x.contiguous().clone() for n, x in state.items()}, folder / "model.safetensors", {"format": "pt"})
     text = {name: getattr(llm.config, name) for name in (*TEXT, "vocab_size")}
-    (folder / "config.json").write_text(json.dumps({**TOLD, "model_type": "llava_next", "text_config": text}))
-    generation = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-    (folder / "generation_config.json").write_text(json.dumps(generation))
-    tokenizer.save_pretrained(folder)
     clip_tokenizer().save_pretrained(folder / "clip")
-    return folder
+    config_json = {**PPLLAVA_CONFIG, "model_type": "llava_next", "text_config": text}
+    return save_published(state, config_json, tokenizer, folder)

@@ -47,6 +47,7 @@ class Base(base.Base):
     ) -> None:
         vision = hf.config.vision_config
         super().__init__(tokenizer, vision.hidden_size, hf.config.text_config.hidden_size)
+
         self.hf = hf
         self.newline = newline
         self.pool = pool
@@ -64,12 +65,12 @@ class Base(base.Base):
     def preprocess(self, frames: np.ndarray) -> Tensor:
         """Make float[T,3,h,w] in [-1,1] of uint8[T,H,W,3]: PIL bicubic to the tower's square, no crop."""
         squares = np.stack([siglip.prepare(frame, self.image_size) for frame in frames])
-        return siglip.normalise(torch.from_numpy(squares))
+        return siglip.normalize(torch.from_numpy(squares))
 
     def encode(self, pixels: Tensor, prompt_ids: Tensor | None = None) -> VideoTokens:
         """Encode float[B,T,3,h,w] into pooled features of the tower (query) and of the projector (embeds)."""
         tower, projector = self.hf.model.vision_tower, self.hf.model.multi_modal_projector
-        features = siglip.features(tower, pixels.flatten(0, 1))
+        features = siglip.encode_pixels(tower, pixels.flatten(0, 1))
         query = self._pool(features).unflatten(0, pixels.shape[:2])
         embeds = self._pool(projector(features)).unflatten(0, pixels.shape[:2])
         return VideoTokens(query, embeds)
@@ -118,14 +119,14 @@ class Base(base.Base):
         `trim_vocabulary` cuts the padded embedding to the tokenizer's length, as every official patch expects.
         """
         if not weights and path in _llava_onevision_layouts.PUBLISHED:
-            published_config = _llava_onevision_layouts.config(*_llava_onevision_layouts.PUBLISHED[path])
+            published_config = _llava_onevision_layouts.build_config(*_llava_onevision_layouts.PUBLISHED[path])
             return cls._skeleton(published_config, settings.newline or "grid", settings.pool or "bilinear")
 
         folder = hub_download.folder(path, EXPECTED, ["*.json", "*.safetensors", "*.txt"])
         config_json = read_json(folder / "config.json", EXPECTED, ["model_type"])
         is_lmms = config_json["model_type"] != "llava_onevision"
         if is_lmms:
-            config = _llava_onevision_layouts.lmms_config(folder, config_json, settings.vision_heads)
+            config = _llava_onevision_layouts.read_lmms_config(folder, config_json, settings.vision_heads)
         else:
             config = LlavaOnevisionConfig.from_pretrained(folder)
         pool = settings.pool or config_json.get("mm_spatial_pool_mode", "bilinear")

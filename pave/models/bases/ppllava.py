@@ -20,9 +20,9 @@ from pave.models import base
 from pave.models.base import EncodedChat, History, Labels, LoadSettings
 from pave.models.bases import _loading, _pixels, _vicuna_chat
 from pave.models.encoders import ppllava_projector
-from pave.models.encoders.languagebind_video import MEAN, STD
-from pave.models.encoders.ppllava_clip import POSITIONS, Vision
-from pave.models.encoders.ppllava_projector import IMAGE, VIDEO, Projector, Sizes
+from pave.models.encoders._clip_layers import CLIP_MEAN, CLIP_STD
+from pave.models.encoders.ppllava_clip import NUM_POSITIONS, VisionTower
+from pave.models.encoders.ppllava_projector import IMAGE_WINDOW, VIDEO_WINDOW, Projector, Sizes
 from pave.types import UserError, VideoTokens
 from pave.utils import hub_download
 from pave.utils.json_files import read_json
@@ -35,15 +35,15 @@ CLIP = "openai/clip-vit-large-patch14-336"
 """Whose tokenizer reads the questions."""
 TAG = "<image>"
 OPENING = f"USER: {TAG}\n"
-FRAMES_PER_WINDOW = VIDEO[0]
+FRAMES_PER_WINDOW = VIDEO_WINDOW[0]
 IMAGE_SIZE = 336
 UNQUANTIZED = ("lm_head",)
 TOKENIZER_SOURCE = "llava-hf/llava-v1.6-vicuna-7b-hf"
 REQUIRED_CONFIG = {
     "pooling": "ppllava",
     "extend_clip": True,
-    "pooling_kernel": list(VIDEO),
-    "pooling_stride": list(VIDEO),
+    "pooling_kernel": list(VIDEO_WINDOW),
+    "pooling_stride": list(VIDEO_WINDOW),
 }
 
 
@@ -65,16 +65,18 @@ class Base(base.Base):
     def __init__(
         self,
         hf: LlamaForCausalLM,
-        tower: Vision,
+        tower: VisionTower,
         projector: Projector,
         tokenizer: PreTrainedTokenizerBase | None,
         prompt_tokenizer: PreTrainedTokenizerBase | None,
         temperature: float,
     ) -> None:
         super().__init__(tokenizer, projector.linear_1.in_features, projector.linear_1.out_features)
+
         self.hf = hf
         self.vision_tower = tower
         self.multi_modal_projector = projector
+        # Not set on a base without weights, as `tokenizer`.
         if prompt_tokenizer is not None:
             self.prompt_tokenizer = prompt_tokenizer
         self.temperature = temperature
@@ -94,10 +96,10 @@ class Base(base.Base):
         Raises UserError for more than the branch over time knows.
         """
         tower = self.vision_tower
-        if tower.depth and len(images) > tower.moments:
-            raise UserError(f"base.frames={len(images)}: the tower knows {tower.moments} moments; set no more")
+        if tower.depth and len(images) > tower.max_frames:
+            raise UserError(f"base.frames={len(images)}: the tower knows {tower.max_frames} moments; set no more")
         resized = [_pixels.resize(image, self.image_size, self.image_size) for image in images]
-        return _pixels.normalize(resized, MEAN, STD)
+        return _pixels.normalize(resized, CLIP_MEAN, CLIP_STD)
 
     def encode(self, pixels: Tensor, prompt_ids: Tensor | None = None) -> VideoTokens:
         """Encode float[B,t,2*3,S,S], or images float[B,t,3,S,S], into query float[B,t,S,Q], embeds float[B,t,S,D].
@@ -109,13 +111,13 @@ class Base(base.Base):
         frames = pixels.to(weight.dtype).unflatten(2, (-1, 3))
         tokens = self.vision_tower(frames.flatten(1, 2))
         projected, relevance = self.multi_modal_projector(tokens, prompt_ids)
-        window = VIDEO if frames.shape[2] == FRAMES_PER_WINDOW else IMAGE
+        window = VIDEO_WINDOW if frames.shape[2] == FRAMES_PER_WINDOW else IMAGE_WINDOW
         return VideoTokens(self.pool(tokens, relevance, window), self.pool(projected, relevance, window))
 
     def pool(self, tokens: Tensor, relevance: Tensor, window: ppllava_projector.Size) -> Tensor:
         """Pool float[B,T,P,C] in windows of frames, rows and columns, by relevance float[B,T,P]: float[B,t,S,C]."""
         grid, weights = self._grid(tokens), self._grid(relevance)
-        return ppllava_projector.pool(grid, weights, window, temperature=self.temperature).flatten(2, 3)
+        return ppllava_projector.weighted_pool(grid, weights, window, temperature=self.temperature).flatten(2, 3)
 
     def _grid(self, x: Tensor) -> Tensor:
         """float[B,T,P,...] -> float[B,T,h,w,...]"""
@@ -128,7 +130,9 @@ class Base(base.Base):
         """
         if size and tuple(size) != (self.image_size, self.image_size):
             raise UserError("video tokens of PPLLaVA depend on the question; leave data.video_tokens empty")
-        _, high, wide = ppllava_projector.pooled_size((FRAMES_PER_WINDOW, self.edge, self.edge), VIDEO, VIDEO)
+        _, high, wide = ppllava_projector.pooled_size(
+            (FRAMES_PER_WINDOW, self.edge, self.edge), VIDEO_WINDOW, VIDEO_WINDOW
+        )
         tokens = frames * high * wide
         _loading.check_room(tokens, self.hf, "set fewer base.frames, or images")
         return tokens
@@ -144,7 +148,7 @@ class Base(base.Base):
         if labels == "official" and answer is not None:
             # Quirk: in its training the tower that says which patches matter has read the answer.
             prompt = " ".join(text for turn in (*history, (question, answer)) for text in turn)
-        prompt_ids = self.prompt_tokenizer(prompt, truncation=True, max_length=POSITIONS).input_ids
+        prompt_ids = self.prompt_tokenizer(prompt, truncation=True, max_length=NUM_POSITIONS).input_ids
 
         conversation = _vicuna_chat.segments(question, history, answer, OPENING)
         encoded = _vicuna_chat.encode(self.tokenizer, conversation, tag_is_token=True, tag=TAG)
@@ -187,6 +191,7 @@ def _sizes(config_json: Mapping[str, Any], config: LlamaConfig) -> Sizes:
     """Sizes from config.json; it says nothing of the text tower, which is that of CLIP-L."""
     vision, defaults = config_json["vision_config"], Sizes()
     patch = vision.get("patch_size", defaults.patch)
+
     return defaults._replace(
         width=vision.get("hidden_size", defaults.width),
         inner=vision.get("intermediate_size", defaults.inner),
@@ -195,7 +200,7 @@ def _sizes(config_json: Mapping[str, Any], config: LlamaConfig) -> Sizes:
         patch=patch,
         edge=vision.get("image_size", IMAGE_SIZE) // patch,
         depth=config_json.get("btadapter_depth", defaults.depth) if config_json.get("btadapter") else 0,
-        moments=config_json.get("max_T", defaults.moments),
+        max_frames=config_json.get("max_T", defaults.max_frames),
         shared=vision.get("projection_dim", defaults.shared),
         out=config.hidden_size,
     )
@@ -210,8 +215,8 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 def _load_prompt_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """Load CLIP's tokenizer."""
-    inside = folder / "clip"
-    if not inside.is_dir():
+    clip_folder = folder / "clip"
+    if not clip_folder.is_dir():
         patterns = ["tokenizer*.json", "vocab.json", "merges.txt", "special_tokens_map.json", "config.json"]
-        inside = hub_download.folder(CLIP, "CLIP's tokenizer", patterns)
-    return AutoTokenizer.from_pretrained(inside)
+        clip_folder = hub_download.folder(CLIP, "CLIP's tokenizer", patterns)
+    return AutoTokenizer.from_pretrained(clip_folder)

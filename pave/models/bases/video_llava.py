@@ -5,8 +5,9 @@ The port lost that attention when it was made: two bases with the same LLM. conf
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from pave.models import base
 from pave.models.base import EncodedChat, History, Labels, LoadSettings
 from pave.models.bases import _loading, _pixels, _qwen_chat, _vicuna_chat
 from pave.models.encoders import languagebind_video
+from pave.models.encoders._clip_layers import CLIP_MEAN, CLIP_STD
 from pave.types import UserError, VideoTokens
 from pave.utils import hub_download
 from pave.utils.json_files import read_json
@@ -112,8 +114,8 @@ class Base(base.Base):
         size = self.vision_tower.image_size
         if self.is_port:
             cropped = [crop_middle(frame, size) for frame in frames]
-            return _pixels.normalize(cropped, languagebind_video.MEAN, languagebind_video.STD)
-        return torch.stack([languagebind_video.pixels(frame, size) for frame in frames])
+            return _pixels.normalize(cropped, CLIP_MEAN, CLIP_STD)
+        return torch.stack([languagebind_video.normalized_frame(frame, size) for frame in frames])
 
     def encode(self, pixels: Tensor, prompt_ids: Tensor | None = None) -> VideoTokens:
         """Encode float[B,T,3,S,S] into query float[B,T,1+P,Q] and embeds float[B,T,1+P,D], class tokens first."""
@@ -191,7 +193,7 @@ class Base(base.Base):
             return cls.of_port(VideoLlavaForConditionalGeneration(config), None)
 
     @classmethod
-    def _original_skeleton(cls, config: LlamaConfig, vision: dict[str, Any]) -> Self:
+    def _original_skeleton(cls, config: LlamaConfig, vision: Mapping[str, int]) -> Self:
         width = vision["hidden_size"]
         with torch.device("meta"):
             tower = languagebind_video.Tower(
@@ -212,8 +214,9 @@ def crop_middle(frame: np.ndarray, size: int) -> np.ndarray:
         high, wide = int(size * height / width), size
     else:
         high, wide = size, int(size * width / height)
-    top, left = (high - size) // 2, (wide - size) // 2
-    return _pixels.resize(frame, high, wide)[top : top + size, left : left + size]
+
+    y, x = (high - size) // 2, (wide - size) // 2
+    return _pixels.resize(frame, high, wide)[y : y + size, x : x + size]
 
 
 def _port_tokenizer(folder: Path, video_token_id: int) -> PreTrainedTokenizerBase:

@@ -32,7 +32,7 @@ TOWER_WIDTH, IMAGE_SIZE = 1024, 448
 PROJECTOR_PREFIXES = ("model.video_projector.", "model.mm_projector.")
 """Of one projector for videos and images, which may be there twice."""
 UNQUANTIZED = ("lm_head",)
-ADVICE = f"set base.frames={video_panda_tower.FRAMES}"
+ADVICE = f"set base.frames={video_panda_tower.VIDEO_FRAMES}"
 
 
 class Vicuna(LlamaForCausalLM):
@@ -49,9 +49,9 @@ class Base(base.Base):
     """Video-Panda."""
 
     lora_targets = rf"model\.{base.LLM_PROJECTIONS}"
-    frame_multiple = video_panda_tower.CHUNK
-    token_pixels = video_panda_tower.CELL
-    sample_frames = staticmethod(video_panda_tower.choose)
+    frame_multiple = video_panda_tower.CHUNK_FRAMES
+    token_pixels = video_panda_tower.TOKEN_PIXELS
+    sample_frames = staticmethod(video_panda_tower.sample_frames)
 
     def __init__(
         self,
@@ -83,9 +83,9 @@ class Base(base.Base):
         Class and split tokens are among them.
         """
         weight = self.vision_tower.patch_embedding.weight
-        canvases = video_panda_tower.spread(pixels.to(weight.dtype), self.image_size)
-        chunks = canvases.flatten(0, 1).unflatten(0, (-1, video_panda_tower.CHUNK))
-        valid_box = video_panda_tower.box(pixels.shape[-2], pixels.shape[-1], self.image_size)
+        canvases = video_panda_tower.to_canvas(pixels.to(weight.dtype), self.image_size)
+        chunks = canvases.flatten(0, 1).unflatten(0, (-1, video_panda_tower.CHUNK_FRAMES))
+        valid_box = video_panda_tower.valid_box(pixels.shape[-2], pixels.shape[-1], self.image_size)
         tokens = self.vision_tower(chunks, [valid_box] * pixels.shape[0] * pixels.shape[1])
         query = torch.stack(tokens).unflatten(0, pixels.shape[:2])
         return VideoTokens(query, self.multi_modal_projector(query))
@@ -100,7 +100,7 @@ class Base(base.Base):
             raise UserError(f"base.frames={frames}: this tower sees {self.frame_multiple} frames at once; {ADVICE}")
         if max(size, default=0) != self.image_size:
             raise UserError("stored video tokens do not tell the size of the frames; leave data.video_tokens empty")
-        tokens = frames * video_panda_tower.count(video_panda_tower.box(size[0], size[1], self.image_size))
+        tokens = frames * video_panda_tower.num_tokens(video_panda_tower.valid_box(size[0], size[1], self.image_size))
         _loading.check_room(tokens, self.hf, ADVICE)
         return tokens
 

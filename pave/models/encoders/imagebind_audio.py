@@ -10,14 +10,17 @@ from torch import Tensor, nn
 
 from pave.media import feature_files
 from pave.models.encoders import _state_dict
+from pave.models.encoders._clip_layers import Mlp, multi_head_attention
 from pave.types import UserError
 
 PATCH, STRIDE = 16, 10
 PATCHES = 12 * 19
-"""Of a mel picture of 128 x 204."""
+"""Of a mel spectrogram of 128 x 204."""
 HEADS = {768: 12}
 """By width, of published towers; theirs are not in the file."""
-LOGIT_SCALE, LARGEST_SCALE = 20.0, 100.0
+CLASS_TOKEN, OUTPUT_WEIGHT = "modality_preprocessors.audio.cls_token", "modality_heads.audio.2.weight"
+"""Tensors that tell the sizes."""
+LOGIT_SCALE, MAX_SCALE = 20.0, 100.0
 
 
 class Stem(nn.Module):
@@ -41,7 +44,7 @@ class Positions(nn.Module):
 
 
 class Tokens(nn.Module):
-    """Mel picture to the trunk's input: float[K,1,128,204] -> float[K,229,W]."""
+    """Mel spectrogram to the trunk's input: float[K,1,128,204] -> float[K,229,W]."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -51,8 +54,8 @@ class Tokens(nn.Module):
 
     def forward(self, mel: Tensor) -> Tensor:
         patches = self.rgbt_stem(mel)
-        first = self.cls_token.expand(len(patches), -1, -1)
-        return torch.cat([first, patches], dim=1) + self.pos_embedding_helper.pos_embed
+        class_token = self.cls_token.expand(len(patches), -1, -1)
+        return torch.cat([class_token, patches], dim=1) + self.pos_embedding_helper.pos_embed
 
 
 class Attention(nn.Module):
@@ -71,20 +74,7 @@ class Attention(nn.Module):
         q, k, v = F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
         k = torch.cat([k, self.bias_k.expand(len(x), -1, -1)], dim=1)
         v = torch.cat([v, self.bias_v.expand(len(x), -1, -1)], dim=1)
-        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
-        return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-
-
-class Mlp(nn.Module):
-    """Two layers with an exact GELU between."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, 4 * width)
-        self.fc2 = nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.out_proj(multi_head_attention(q, k, v, self.heads))
 
 
 class Block(nn.Module):
@@ -95,7 +85,7 @@ class Block(nn.Module):
         self.attn = Attention(width, heads)
         self.norm_1 = nn.LayerNorm(width, eps=1e-6)
         self.norm_2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = Mlp(width)
+        self.mlp = Mlp(width, 4 * width, "gelu")
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.norm_1(x))
@@ -115,15 +105,15 @@ class Trunk(nn.Module):
         return x
 
 
-class First(nn.Module):
+class ClassToken(nn.Module):
     """The class token of float[K,229,W]."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x[:, 0]
 
 
-class UnitTimesScale(nn.Module):
-    """Rows of float[K,C] to length exp(log_logit_scale), at most 100; the scale of sound is stored, not learned."""
+class ScaledUnit(nn.Module):
+    """Scale rows of float[K,C] to length exp(log_logit_scale), at most 100; the scale is stored, not learned."""
 
     log_logit_scale: Tensor
 
@@ -132,20 +122,23 @@ class UnitTimesScale(nn.Module):
         self.register_buffer("log_logit_scale", torch.tensor(LOGIT_SCALE).log())
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.normalize(x, dim=-1) * self.log_logit_scale.exp().clamp(max=LARGEST_SCALE)
+        return F.normalize(x, dim=-1) * self.log_logit_scale.exp().clamp(max=MAX_SCALE)
 
 
 class Tower(nn.Module):
-    """float[K,1,128,204] (pave.io.audio.mel_windows) -> float[K,out_dim]; huge is width 768, depth 12, out_dim 1024."""
+    """Mel windows float[K,1,128,204] (pave.media.audio) -> float[K,out_dim].
+
+    The huge tower has width 768, depth 12 and out_dim 1024.
+    """
 
     def __init__(self, width: int, depth: int, heads: int, out_dim: int) -> None:
         super().__init__()
         self.heads = heads
-        head = nn.Sequential(nn.LayerNorm(width, eps=1e-6), First(), nn.Linear(width, out_dim, bias=False))
+        head = nn.Sequential(nn.LayerNorm(width, eps=1e-6), ClassToken(), nn.Linear(width, out_dim, bias=False))
         self.modality_preprocessors = nn.ModuleDict({"audio": Tokens(width)})
         self.modality_trunks = nn.ModuleDict({"audio": Trunk(width, depth, heads)})
         self.modality_heads = nn.ModuleDict({"audio": head})
-        self.modality_postprocessors = nn.ModuleDict({"audio": nn.Sequential(nn.Identity(), UnitTimesScale())})
+        self.modality_postprocessors = nn.ModuleDict({"audio": nn.Sequential(nn.Identity(), ScaledUnit())})
 
     def forward(self, mel: Tensor) -> Tensor:
         x = self.modality_preprocessors["audio"](mel)
@@ -155,9 +148,9 @@ class Tower(nn.Module):
 
 
 def load(path: Path) -> Tower:
-    """A tower in eval mode and float32 from imagebind_huge.pth or from a .safetensors; sizes come from the weights.
+    """Load a tower in eval mode and float32 from imagebind_huge.pth or a .safetensors; sizes come from the weights.
 
-    UserError: no such file, unreadable, number of heads unknown, tensors missing, left over or of the wrong shape.
+    Raises UserError: no such file, unreadable, number of heads unknown, tensors missing, unexpected or misshapen.
     """
     if path.suffix == ".safetensors":
         state, metadata = feature_files.read_safetensors(path)
@@ -165,25 +158,28 @@ def load(path: Path) -> Tower:
         state, metadata = feature_files.read_torch(path), {}
     if not isinstance(state, dict):
         raise UserError(f"{path}: holds no named tensors; give imagebind_huge.pth or an audio tower as .safetensors")
+
     # The published file has six modalities; memory mapped, the five others are never read.
-    state = {name: t for name, t in state.items() if name.split(".")[1:2] == ["audio"]}
-    needed = ("modality_preprocessors.audio.cls_token", "modality_heads.audio.2.weight")
-    missing = [name for name in needed if name not in state]
+    state = {name: tensor for name, tensor in state.items() if name.split(".")[1:2] == ["audio"]}
+    missing = [name for name in (CLASS_TOKEN, OUTPUT_WEIGHT) if name not in state]
     if missing:
         raise UserError(f"{path}: holds no ImageBind audio tower, {missing[0]} is missing; give imagebind_huge.pth")
-    width, out_dim = (state[name].shape[i] for name, i in zip(needed, (-1, 0)))
+
+    width, out_dim = state[CLASS_TOKEN].shape[-1], state[OUTPUT_WEIGHT].shape[0]
     depth = len({name.split(".")[3] for name in state if name.startswith("modality_trunks.audio.blocks.")})
-    stated = metadata.get("heads", str(HEADS.get(width, 0)))
-    heads = int(stated) if stated.isdecimal() else 0
+    stated_heads = metadata.get("heads", str(HEADS.get(width, 0)))
+    heads = int(stated_heads) if stated_heads.isdecimal() else 0
     if not heads or width % heads:
-        raise UserError(f"{path}: width {width} and {stated} heads; state the number of heads as metadata 'heads'")
+        raise UserError(
+            f"{path}: width {width} and {stated_heads} heads; state the number of heads as metadata 'heads'"
+        )
+
     with torch.device("meta"):
         tower = Tower(width, depth, heads, out_dim)
-    _state_dict.check(path, "an ImageBind audio tower", state, tower.state_dict())
-    tower.load_state_dict({name: t.float() for name, t in state.items()}, assign=True)
-    return tower.eval()
+    state = {name: tensor.float() for name, tensor in state.items()}
+    return _state_dict.fill(tower, path, "an ImageBind audio tower", state)
 
 
 def save(tower: Tower, path: Path) -> None:
     """Write a tower as .safetensors that `load` reads; the huge one alone is 345 MB."""
-    feature_files.write_safetensors(path, feature_files.Tensors(tower.state_dict(), {"heads": str(tower.heads)}))
+    feature_files.write_safetensors(path, feature_files.TensorFile(tower.state_dict(), {"heads": str(tower.heads)}))

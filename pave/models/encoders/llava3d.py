@@ -1,11 +1,10 @@
-"""LLaVA-3D's features: what CLIP sees in each patch of a view, plus where in the room that patch lies."""
+"""LLaVA-3D's features: CLIP's token of each patch of a view, plus an embedding of its place in the room."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,53 +12,55 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pave.models.encoders import _state_dict, siglip
+from pave.models.encoders._clip_layers import CLIP_MEAN, CLIP_STD
 from pave.types import UserError
 
-M = TypeVar("M", bound=nn.Module)
+if TYPE_CHECKING:
+    from transformers import CLIPVisionModel
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 PREFIX = "model.video_tower.video_tower.positional_embedding."
 """Of the position embedding in LLaVA-3D's checkpoint."""
-WIDTH = "position_embedding_head.3.bias"
+WIDTH_TENSOR = "position_embedding_head.3.bias"
 """The tensor that tells its width."""
-LONGEST, SHORTEST = 32.0, 0.125
-"""Metres: wavelengths of the fixed position embedding."""
+MAX_WAVELENGTH, MIN_WAVELENGTH = 32.0, 0.125
+"""Metres, of the fixed position embedding."""
 
 
 def crop(image: Image.Image, size: int, resample: Image.Resampling) -> np.ndarray:
-    """The middle square of a picture, its short side scaled to `size`: [size,size] or [size,size,3]."""
-    width, height = _scaled(image.size, size)
+    """Cut out the middle square of an image, its short side scaled to `size`: [size,size] or [size,size,3]."""
+    width, height = _scaled_size(image.size, size)
     left, top = (width - size) // 2, (height - size) // 2
     return np.asarray(image.resize((width, height), resample).crop((left, top, left + size, top + size)))
 
 
-def crop_intrinsic(matrix: np.ndarray, picture: tuple[int, int], size: int) -> np.ndarray:
-    """float64[4,4], intrinsics of a picture (width, height) after `crop`."""
-    width, height = _scaled(picture, size)
+def crop_intrinsic(matrix: np.ndarray, image_size: tuple[int, int], size: int) -> np.ndarray:
+    """Adapt intrinsics float64[4,4] of an image of (width, height) to its `crop`."""
+    width, height = _scaled_size(image_size, size)
     matrix = matrix.copy()
-    matrix[0] *= width / picture[0]
-    matrix[1] *= height / picture[1]
-    # Quirk: half a pixel is counted where the picture is cut by an odd number, and the cut falls on a whole one.
+    matrix[0] *= width / image_size[0]
+    matrix[1] *= height / image_size[1]
+    # Quirk: half a pixel is counted where the image is cut by an odd number, and the cut falls on a whole one.
     matrix[0, 2] -= (width - size) / 2
     matrix[1, 2] -= (height - size) / 2
     return matrix
 
 
-def _scaled(picture: tuple[int, int], size: int) -> tuple[int, int]:
-    """Width and height with the short one made `size`, the other cut to a whole number."""
-    short = min(picture)
-    return size * picture[0] // short, size * picture[1] // short
+def _scaled_size(image_size: tuple[int, int], size: int) -> tuple[int, int]:
+    """Width and height with the short side `size`, the other rounded down."""
+    width, height = image_size
+    short_side = min(width, height)
+    return size * width // short_side, size * height // short_side
 
 
 def unproject(depth: Tensor, intrinsic: Tensor, pose: Tensor, pixels: Tensor) -> Tensor:
-    """World points float[V,R,R,3] of the rows and columns `pixels` int64[R] of metres float[V,S,S].
+    """Compute world points float[V,R,R,3] of the rows and columns `pixels` int64[R] of metres float[V,S,S].
 
     intrinsic, pose: float[V,4,4], the pose from camera to world.
     """
     z = depth[:, pixels][:, :, pixels]
     row, column = pixels[:, None], pixels[None, :]
-    fx, fy, cx, cy = (intrinsic[:, i, j, None, None] for i, j in ((0, 0), (1, 1), (0, 2), (1, 2)))
+    fx, fy = intrinsic[:, 0, 0, None, None], intrinsic[:, 1, 1, None, None]
+    cx, cy = intrinsic[:, 0, 2, None, None], intrinsic[:, 1, 2, None, None]
     # Quirk: no depth is 0, so a hole lies where the camera stands.
     points = torch.stack([(column - cx) * z / fx, (row - cy) * z / fy, z], dim=-1)
     return torch.einsum("vij,vrcj->vrci", pose[:, :3, :3], points) + pose[:, None, None, :3, 3]
@@ -91,7 +92,7 @@ class PositionWaves(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.width = width
-        lengths = torch.logspace(math.log10(LONGEST), math.log10(SHORTEST), width // 6)
+        lengths = torch.logspace(math.log10(MAX_WAVELENGTH), math.log10(MIN_WAVELENGTH), width // 6)
         self.register_buffer("frequencies", 2 * math.pi / lengths)
 
     def forward(self, xyz: Tensor) -> Tensor:
@@ -101,12 +102,12 @@ class PositionWaves(nn.Module):
 
 
 class ClipTower(nn.Module):
-    """CLIP's picture tower: float[N,3,S,S] -> float[N,P,C], the layer before the last, without the class token."""
+    """CLIP's image tower: float[N,3,S,S] -> float[N,P,C], the layer before the last, without the class token."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, hf: Any) -> None:
+    def __init__(self, hf: CLIPVisionModel) -> None:
         super().__init__()
         self.hf = hf
         self.image_size: int = hf.config.image_size
@@ -116,70 +117,65 @@ class ClipTower(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         return self.hf(pixel_values=pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
 
-    def patches(self, pictures: Tensor) -> Tensor:
+    def patches(self, images: Tensor) -> Tensor:
         """uint8[N,S,S,3] -> float[N,P,C]"""
-        return self(self.normalise(pictures.to(self.mean.device)))
+        return self(self.normalize(images.to(self.mean.device)))
 
-    def normalise(self, pictures: Tensor) -> Tensor:
+    def normalize(self, images: Tensor) -> Tensor:
         """uint8[N,S,S,3] -> float[N,3,S,S]"""
-        return ((pictures / 255 - self.mean) / self.std).movedim(-1, 1)
+        return ((images / 255 - self.mean) / self.std).movedim(-1, 1)
 
 
 class Encoder(nn.Module):
-    """Pictures uint8[N,S,S,3] and the places of their patches float[N,P,3] -> tokens float[N,P,C]."""
+    """Images uint8[N,S,S,3] and the places of their patches float[N,P,3], in metres -> tokens float[N,P,C]."""
 
     def __init__(self, tower: ClipTower | siglip.Tower, position: PositionMlp | PositionWaves) -> None:
         super().__init__()
         self.tower, self.position = tower, position
         self.size, self.patch = tower.image_size, tower.hf.config.patch_size
 
-    def forward(self, pictures: Tensor, xyz: Tensor) -> Tensor:
-        x = self.tower.patches(pictures)
+    def forward(self, images: Tensor, xyz: Tensor) -> Tensor:
+        x = self.tower.patches(images)
         return x + self.position(xyz.to(x.device))
 
 
 def load_clip(folder: Path) -> ClipTower:
-    """The picture tower of a CLIP folder, in float32; its text tower is not read.
+    """Load the image tower of a CLIP folder, in float32; its text tower is not read.
 
-    UserError: not such a folder, tensors missing or misshapen.
+    Raises UserError: not such a folder, tensors missing or misshapen.
     """
     from accelerate import init_empty_weights
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
-    kind = _state_dict.config(folder).get("model_type")
-    if kind not in ("clip", "clip_vision_model"):
+    model_type = _state_dict.config(folder).get("model_type")
+    if model_type not in ("clip", "clip_vision_model"):
         raise UserError(
-            f"{folder}: config.json states model type '{kind}', expected 'clip'; give openai/clip-vit-large-patch14-336"
+            f"{folder}: config.json states model type '{model_type}', expected 'clip'; give "
+            "openai/clip-vit-large-patch14-336"
         )
     with init_empty_weights():
         hf = CLIPVisionModel(CLIPVisionConfig.from_pretrained(folder))
-    wanted = hf.state_dict()
+    expected_names = hf.state_dict().keys()
 
-    def rename(name: str) -> str | None:
-        own = name.removeprefix("vision_model.")
-        return own if own in wanted else None
+    def tower_name(name: str) -> str | None:
+        short_name = name.removeprefix("vision_model.")
+        return short_name if short_name in expected_names else None
 
-    return ClipTower(_filled(hf, folder, "CLIP's picture tower", _state_dict.select(folder, rename)))
+    state = _state_dict.select(folder, tower_name)
+    return ClipTower(_state_dict.fill(hf, folder, "CLIP's image tower", state))
 
 
 def load_position(path: Path) -> PositionMlp:
-    """LLaVA-3D's position embedding from its checkpoint folder, a part of it or a small file, in float32.
+    """Load LLaVA-3D's position embedding from its checkpoint folder, a part of it or a small file, in float32.
 
-    Only these six tensors are read. UserError: one of them is missing or misshapen.
+    Only these six tensors are read. Raises UserError: one of them is missing or misshapen.
     """
     state = _state_dict.select(path, _position_name)
-    width = state[WIDTH].shape[0] if WIDTH in state and state[WIDTH].ndim else 1
+    width = state[WIDTH_TENSOR].shape[0] if WIDTH_TENSOR in state and state[WIDTH_TENSOR].ndim else 1
     with torch.device("meta"):
         position = PositionMlp(width)
-    return _filled(position, path, "LLaVA-3D's position embedding", state)
+    return _state_dict.fill(position, path, "LLaVA-3D's position embedding", state)
 
 
 def _position_name(name: str) -> str | None:
     return name.removeprefix(PREFIX) if name.startswith(PREFIX) else None
-
-
-def _filled(module: M, path: Path, what: str, state: Mapping[str, Tensor]) -> M:
-    """The module, which may lie on the meta device, with these tensors."""
-    _state_dict.check(path, what, state, module.state_dict())
-    module.load_state_dict(state, assign=True)
-    return module.eval()

@@ -1,4 +1,4 @@
-"""PPLLaVA's projector in plain torch: fewer visual tokens, those kept that matter for the prompt."""
+"""PPLLaVA's projector in plain torch: fewer visual tokens, pooled by their relevance to the prompt."""
 
 from __future__ import annotations
 
@@ -13,59 +13,55 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pave.models.encoders import _state_dict
-from pave.models.encoders.ppllava_clip import EPS, Text, Vision
+from pave.models.encoders.ppllava_clip import EPS, TextTower, VisionTower
 from pave.types import UserError
 
-VISION, PROJECTOR = "vision_tower.vision_model.", "multi_modal_projector."
-"""Before the names of the picture tower and of the projector, which holds the text tower, in the published files."""
-BRANCH = "btadapter_T_layers."
-FIRST = "encoder.layers.0"
-HEAD = 64
+VISION_PREFIX, PROJECTOR_PREFIX = "vision_tower.vision_model.", "multi_modal_projector."
+"""Of the names of the image tower and of the projector, which holds the text tower, in the published files."""
+BRANCH_PREFIX = "btadapter_T_layers."
+FIRST_LAYER = "encoder.layers.0"
+HEAD_DIM = 64
 """Width of an attention head of CLIP."""
 Size = tuple[int, int, int]
 """Along frames, rows and columns."""
-VIDEO: Size = (2, 3, 3)
-IMAGE: Size = (1, 3, 3)
-"""Windows of the published models, for frames that follow one another and for pictures that do not."""
+VIDEO_WINDOW: Size = (2, 3, 3)
+IMAGE_WINDOW: Size = (1, 3, 3)
+"""Windows of the published models, for frames that follow one another and for images that do not."""
 TEMPERATURE = 0.01
 
 
-def window(size: Size, output: Size) -> tuple[Size, Size]:
-    """Kernel and stride of windows that make a grid of tokens this small."""
-    stride = tuple(n // out for n, out in zip(size, output))
-    kernel = tuple(n - (out - 1) * step for n, out, step in zip(size, output, stride))
-    return kernel, stride  # type: ignore[return-value]
-
-
 def pooled_size(size: Size, kernel: Size, stride: Size) -> Size:
-    """What windows leave of a grid of tokens; those that do not fit are dropped."""
-    return tuple((n - k) // s + 1 for n, k, s in zip(size, kernel, stride))  # type: ignore[return-value]
+    """Size of a grid of tokens after pooling; tokens beyond the last complete window are dropped."""
+    frames, rows, columns = ((n - k) // s + 1 for n, k, s in zip(size, kernel, stride))
+    return frames, rows, columns
 
 
-def pool(
+def weighted_pool(
     x: Tensor, weights: Tensor | None, kernel: Size, stride: Size | None = None, temperature: float = TEMPERATURE
 ) -> Tensor:
-    """float[N,T,h,w,D], weights float[N,T,h,w] -> float[N,T',h',w',D]: means of windows, weighted by softmax.
+    """Pool float[N,T,h,w,D] by weights float[N,T,h,w] -> float[N,T',h',w',D], weights by softmax in each window.
 
     A lower temperature keeps the heaviest token only; without weights these are plain means.
     """
-    stride = stride or kernel
-
-    def windows(grid: Tensor) -> Tensor:
-        for axis in range(3):
-            grid = grid.unfold(axis + 1, kernel[axis], stride[axis])
-        return grid.flatten(-3)
-
+    windows = _windows(x, kernel, stride or kernel)
     if weights is None:
-        return windows(x).mean(-1)
-    share = (windows(weights) / temperature).softmax(-1).to(x.dtype)
-    return torch.einsum("nthwdk,nthwk->nthwd", windows(x), share)
+        return windows.mean(-1)
+
+    shares = (_windows(weights, kernel, stride or kernel) / temperature).softmax(-1).to(x.dtype)
+    return torch.einsum("nthwdk,nthwk->nthwd", windows, shares)
+
+
+def _windows(grid: Tensor, kernel: Size, stride: Size) -> Tensor:
+    """[N,T,h,w,...] -> [N,T',h',w',...,K], the K tokens of each window."""
+    for axis in range(3):
+        grid = grid.unfold(axis + 1, kernel[axis], stride[axis])
+    return grid.flatten(-3)
 
 
 class Projector(nn.Module):
-    """Tower tokens float[B,T,P,W] to the LLM's width, and the prompt's say in how they are pooled."""
+    """Tower tokens float[B,T,P,W] to the LLM's width, and their relevance to the prompt."""
 
-    def __init__(self, width: int, out: int, shared: int, text: Text) -> None:
+    def __init__(self, width: int, out: int, shared: int, text: TextTower) -> None:
         super().__init__()
         self.linear_1, self.linear_2 = nn.Linear(width, out), nn.Linear(out, out)
         self.clip_text_model = text
@@ -75,28 +71,28 @@ class Projector(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(math.log(100)), requires_grad=False)
 
     def forward(self, tokens: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """With prompts int[B,L] in CLIP's tokens -> float[B,T,P,D], and how much each token matters float[B,T,P]."""
-        return self.project(tokens), self.weights(tokens, self.prompt(ids))
+        """Tokens and prompts int[B,L] in CLIP's tokens -> float[B,T,P,D] and relevance float[B,T,P]."""
+        return self.project(tokens), self.relevance(tokens, self.encode_prompt(ids))
 
     def project(self, tokens: Tensor) -> Tensor:
         """float[...,W] -> float[...,D]"""
         return self.linear_2(F.gelu(self.linear_1(tokens)))
 
-    def prompt(self, ids: Tensor) -> Tensor:
-        """CLIP's token ids int[B,L] -> what to look for float[B,E]; the text tower never learns."""
+    def encode_prompt(self, ids: Tensor) -> Tensor:
+        """Encode CLIP's token ids int[B,L] into the space shared with images, float[B,E]; the text tower is frozen."""
         with torch.no_grad():
-            found = self.clip_text_model(ids)
-        return self.clip_text_projection(found)
+            text = self.clip_text_model(ids)
+        return self.clip_text_projection(text)
 
-    def cosine(self, tokens: Tensor, prompt: Tensor) -> Tensor:
-        """How near each token is to the prompt float[B,E], in [-1,1]: float[B,T,P], in float32."""
-        seen = self.clip_visual_projection(self.clip_visual_ln(tokens)).float()
-        return torch.einsum("btpe,be->btp", F.normalize(seen, dim=-1), F.normalize(prompt.float(), dim=-1))
+    def similarity(self, tokens: Tensor, prompt: Tensor) -> Tensor:
+        """Cosine of each token with the prompt float[B,E], in float32: float[B,T,P]."""
+        visual = self.clip_visual_projection(self.clip_visual_ln(tokens)).float()
+        return torch.einsum("btpe,be->btp", F.normalize(visual, dim=-1), F.normalize(prompt.float(), dim=-1))
 
-    def weights(self, tokens: Tensor, prompt: Tensor) -> Tensor:
-        """Share of each token of a video in what the prompt is about: float[B,T,P], sum 1 over T and P."""
-        near = self.cosine(tokens, prompt) * self.logit_scale.float().exp()
-        return near.flatten(1).softmax(-1).view_as(near)
+    def relevance(self, tokens: Tensor, prompt: Tensor) -> Tensor:
+        """Share of each token of a video in the similarity to the prompt: float[B,T,P], sum 1 over T and P."""
+        logits = self.similarity(tokens, prompt) * self.logit_scale.float().exp()
+        return logits.flatten(1).softmax(-1).view_as(logits)
 
 
 class Sizes(NamedTuple):
@@ -110,7 +106,7 @@ class Sizes(NamedTuple):
     edge: int = 24
     depth: int = 4
     """Steps of the branch over time, 0 for none."""
-    moments: int = 64
+    max_frames: int = 64
     """Frames that it can tell apart."""
     vocabulary: int = 49408
     text_width: int = 768
@@ -121,70 +117,78 @@ class Sizes(NamedTuple):
     out: int = 4096
 
 
-def build(sizes: Sizes) -> tuple[Vision, Projector]:
-    """Random weights."""
+def build(sizes: Sizes) -> tuple[VisionTower, Projector]:
+    """Make both with random weights."""
     s = sizes
-    text = Text(s.vocabulary, s.text_width, s.text_inner, s.text_layers, s.text_heads)
-    vision = Vision(s.width, s.inner, s.layers, s.heads, s.patch, s.edge, s.depth, s.moments)
+    text = TextTower(s.vocabulary, s.text_width, s.text_inner, s.text_layers, s.text_heads)
+    vision = VisionTower(s.width, s.inner, s.layers, s.heads, s.patch, s.edge, s.depth, s.max_frames)
     return vision, Projector(s.width, s.out, s.shared, text)
 
 
-def load(path: Path, text_heads: int | None = None) -> tuple[Vision, Projector]:
-    """Both in eval mode and float32 from PPLLaVA's checkpoint, a folder or one of its files.
+def load(path: Path, text_heads: int | None = None) -> tuple[VisionTower, Projector]:
+    """Load both in eval mode and float32 from PPLLaVA's checkpoint, a folder or one of its files.
 
     Sizes come from the weights, heads from config.json where it has them, else from CLIP's 64 channels a head.
-    UserError: unreadable, another model, tensors missing, left over or of the wrong shape.
+    Raises UserError: unreadable, another model, tensors missing, unexpected or misshapen.
     """
-    states = tuple(_state_dict.select(path, partial(_own_name, prefix)) for prefix in (VISION, PROJECTOR))
-    sizes = _sizes(path, states[0], states[1], _state_dict.config(path).get("vision_config", {}))
-    sizes = sizes._replace(text_heads=text_heads or sizes.text_heads)
+    vision_state = _state_dict.select(path, partial(_without_prefix, VISION_PREFIX))
+    projector_state = _state_dict.select(path, partial(_without_prefix, PROJECTOR_PREFIX))
+    settings = _state_dict.config(path).get("vision_config", {})
+    sizes = _sizes(path, vision_state, projector_state, settings)
+    if text_heads:
+        sizes = sizes._replace(text_heads=text_heads)
+
     with torch.device("meta"):
-        parts = build(sizes)
-    for what, module, state in zip(("picture tower", "projector"), parts, states):
-        state = {name: x for name, x in state.items() if not name.startswith(_unused(sizes))}
-        _state_dict.check(path, f"a PPLLaVA {what}", state, module.state_dict())
-        module.load_state_dict(state, assign=True)
-        module.eval()
-    parts[1].clip_text_model.embeddings.position_embedding.requires_grad_(False)
-    return parts
+        vision, projector = build(sizes)
+    unused = _unused_prefixes(sizes)
+    vision_state = {name: x for name, x in vision_state.items() if not name.startswith(unused)}
+    _state_dict.fill(vision, path, "a PPLLaVA image tower", vision_state)
+    _state_dict.fill(projector, path, "a PPLLaVA projector", projector_state)
+    projector.clip_text_model.embeddings.position_embedding.requires_grad_(False)
+    return vision, projector
 
 
-def _sizes(path: Path, vision: Mapping[str, Tensor], projector: Mapping[str, Tensor], told: Mapping[str, Any]) -> Sizes:
-    """UserError: tensors that tell them are not there."""
+def _sizes(
+    path: Path, vision: Mapping[str, Tensor], projector: Mapping[str, Tensor], settings: Mapping[str, Any]
+) -> Sizes:
+    """Sizes by the weights. Raises UserError where tensors that tell them are missing."""
     try:
         width, _, patch, _ = vision["embeddings.patch_embedding.weight"].shape
         vocabulary, text_width = projector["clip_text_model.embeddings.token_embedding.weight"].shape
-        places, inner = len(vision["embeddings.position_embedding.weight"]), len(vision[f"{FIRST}.mlp.fc1.weight"])
-        text = ("clip_text_projection", "linear_1", f"clip_text_model.{FIRST}.mlp.fc1")
-        shared, out, text_inner = (len(projector[f"{name}.weight"]) for name in text)
+        positions = len(vision["embeddings.position_embedding.weight"])
+        inner = len(vision[f"{FIRST_LAYER}.mlp.fc1.weight"])
+        text_inner = len(projector[f"clip_text_model.{FIRST_LAYER}.mlp.fc1.weight"])
+        shared, out = len(projector["clip_text_projection.weight"]), len(projector["linear_1.weight"])
     except (KeyError, ValueError) as error:
         raise UserError(f"{path}: holds no PPLLaVA towers: {error} is not as published; give its checkpoint") from error
-    depth = len({name.split(".")[1] for name in vision if name.startswith(BRANCH)})
+
+    depth = len({name.split(".")[1] for name in vision if name.startswith(BRANCH_PREFIX)})
     return Sizes(
         width=width,
         inner=inner,
-        layers=told.get("num_hidden_layers", _state_dict.layers(vision)),
-        heads=told.get("num_attention_heads", max(1, width // HEAD)),
+        layers=settings.get("num_hidden_layers", _state_dict.count_layers(vision)),
+        heads=settings.get("num_attention_heads", max(1, width // HEAD_DIM)),
         patch=patch,
-        edge=math.isqrt(places - 1),
+        edge=math.isqrt(positions - 1),
         depth=depth,
-        moments=len(vision["btadapter_time_embed.weight"]) if depth else 0,
+        max_frames=len(vision["btadapter_time_embed.weight"]) if depth else 0,
         vocabulary=vocabulary,
         text_width=text_width,
         text_inner=text_inner,
-        text_layers=_state_dict.layers(name.removeprefix("clip_text_model.") for name in projector),
-        text_heads=max(1, text_width // HEAD),
+        text_layers=_state_dict.count_layers(name.removeprefix("clip_text_model.") for name in projector),
+        text_heads=max(1, text_width // HEAD_DIM),
         shared=shared,
         out=out,
     )
 
 
-def _unused(sizes: Sizes) -> tuple[str, ...]:
-    """Beginnings of the names that no feature needs."""
-    last = (f"btadapter_S_layers.{sizes.depth - 1}.", f"{BRANCH}{sizes.depth - 1}.") if sizes.depth else ()
-    return ("post_layernorm.", f"encoder.layers.{sizes.layers - 1}.", *last)
+def _unused_prefixes(sizes: Sizes) -> tuple[str, ...]:
+    """Of the tensors of the image tower that no feature needs."""
+    prefixes = ["post_layernorm.", f"encoder.layers.{sizes.layers - 1}."]
+    if sizes.depth:
+        prefixes += [f"btadapter_S_layers.{sizes.depth - 1}.", f"{BRANCH_PREFIX}{sizes.depth - 1}."]
+    return tuple(prefixes)
 
 
-def _own_name(prefix: str, name: str) -> str | None:
-    own = name.removeprefix(prefix)
-    return own if name.startswith(prefix) and not own.endswith("position_ids") else None
+def _without_prefix(prefix: str, name: str) -> str | None:
+    return name.removeprefix(prefix) if name.startswith(prefix) and not name.endswith("position_ids") else None

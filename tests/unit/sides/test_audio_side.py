@@ -28,7 +28,7 @@ def tower(tmp_path_factory: pytest.TempPathFactory) -> imagebind_audio.Tower:
     """The golden tower of width 64, from a file."""
     path = tmp_path_factory.mktemp("tower") / "tower.safetensors"
     state = load_file(GOLDEN / "encoders/imagebind_audio/tower.safetensors")
-    feature_files.write_safetensors(path, feature_files.Tensors(state, {"heads": "4"}))
+    feature_files.write_safetensors(path, feature_files.TensorFile(state, {"heads": "4"}))
     return SIDE.build(path, Options(), torch.device("cpu"))
 
 

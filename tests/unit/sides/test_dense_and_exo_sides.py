@@ -68,7 +68,7 @@ def test_languagebind_on_a_real_clip(languagebind: languagebind_video.Tower) -> 
     assert (tokens.x.shape, tokens.x.dtype, tokens.x.requires_grad) == ((16, 4, 32), torch.float32, False)
     assert_times(tokens, index / 25)
     all_frames = every_frame(BUNNY)
-    frames = torch.stack([languagebind_video.pixels(all_frames[i], 56) for i in index[8:]])
+    frames = torch.stack([languagebind_video.normalized_frame(all_frames[i], 56) for i in index[8:]])
     with torch.no_grad():
         grids = languagebind(frames.half().float()[None])[0, :, 1:].transpose(1, 2).unflatten(2, (4, 4))
     torch.testing.assert_close(tokens.x[8:], F.avg_pool2d(grids, 2).flatten(2).transpose(1, 2), atol=1e-5, rtol=0)

@@ -25,7 +25,7 @@ from torch.testing import assert_close
 
 from pave.data import extraction
 from pave.models.encoders.llava3d import PositionWaves
-from pave.models.encoders.siglip import normalise
+from pave.models.encoders.siglip import normalize
 from pave.sides.scene3d import Options, SideChannel, Views
 from pave.types import UserError
 
@@ -157,7 +157,7 @@ def test_tower_of_the_base(tmp_path: Path) -> None:
     tokens = SIDE.encode(views, encoder, options)
     assert tokens.x.shape == (3, 16, 96)
     position = PositionWaves(96)(views.xyz)
-    assert_close(tokens.x - position, encoder.tower(normalise(views.images)), atol=1e-4, rtol=1e-4)
+    assert_close(tokens.x - position, encoder.tower(normalize(views.images)), atol=1e-4, rtol=1e-4)
 
 
 def test_extract(clip: Path, tmp_path: Path) -> None:

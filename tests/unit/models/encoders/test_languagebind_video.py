@@ -16,8 +16,8 @@ from torch.testing import assert_close
 
 from pave.models import pooling
 from pave.models.encoders import languagebind_video
-from pave.models.encoders.languagebind_video import Tower, pixels, prepare
-from pave.sides.dense import choose
+from pave.models.encoders.languagebind_video import Tower, normalized_frame, prepare
+from pave.sides.dense import choose_frames
 from pave.types import UserError
 
 FOLDER = GOLDEN / "encoders/languagebind_video"
@@ -165,7 +165,7 @@ def test_broken_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize("case", sorted({name.split("/")[0] for name in CLIPS}))
 def test_transform(case: str) -> None:
     picture = CLIPS[f"{case}/clip_uint8"][0]
-    got = pixels(picture, 224)
+    got = normalized_frame(picture, 224)
     assert got.shape == (3, 224, 224)
     assert_close(got[:, ::9, ::9], torch.from_numpy(CLIPS[f"{case}/out_sampled"][:, 0]), atol=1e-5, rtol=0)
     half = prepare(picture, 224)
@@ -176,7 +176,7 @@ def test_transform(case: str) -> None:
 @pytest.mark.parametrize("row", read_json(FOLDER / "frame_indices.json"), ids=lambda r: f"{r['frames']}-{r['fps']}")
 def test_frames(row: dict[str, Any]) -> None:
     seconds = np.arange(row["frames"]) / row["fps"]
-    index = choose(seconds, row["fps"], 2.0, row["min_frame_num"] or 0, together=8)
+    index = choose_frames(seconds, row["fps"], 2.0, row["min_frame_num"] or 0, multiple=8)
     assert len(index) == row["total"]
     assert index[:40].tolist() == row["indices"]
     assert index[-1] == row["frames"] - 1

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.paths import GOLDEN, read_json
-from helpers.rgbd_scenes import WALL, make_clip_model, camera_pose, position_state
+from helpers.rgbd_scenes import WALL, camera_pose, make_clip_model, position_state
 from PIL import Image
 from PIL.Image import Resampling
 from safetensors.torch import save_file
@@ -64,13 +64,13 @@ def test_places_and_features_equal_llava_3d(scene: str, scale: int, arrays: dict
 
 def test_pictures_equal_the_clip_processor(arrays: dict[str, np.ndarray], clip: Path) -> None:
     picture = encoder.crop(Image.fromarray(arrays["scannet/in_rgb_view0"]), 336, Resampling.BICUBIC)
-    pixels = encoder.load_clip(clip).normalise(torch.from_numpy(picture.copy())[None])[0]
+    pixels = encoder.load_clip(clip).normalize(torch.from_numpy(picture.copy())[None])[0]
     close(pixels[:, ::12, ::12], arrays["scannet/pixel_values_view0_sampled"], 1e-5)
 
 
 @pytest.mark.parametrize("row", read_json(FOLDER / "frame_indices.json")["rows"], ids=lambda row: str(row["frames"]))
 def test_frames_are_chosen_as_by_llava_3d(row: dict) -> None:
-    assert rgbd.evenly(row["frames"], row["num_frames"]).tolist() == row["indices"]
+    assert rgbd.sample_every_nth(row["frames"], row["num_frames"]).tolist() == row["indices"]
 
 
 @pytest.mark.parametrize("size", [(64, 48), (48, 64), (50, 33), (33, 50)])
@@ -153,7 +153,7 @@ def test_other_position_weights_are_refused(tmp_path: Path) -> None:
         save_file(wrong, file)
         with pytest.raises(UserError, match=rf"a\.safetensors: not LLaVA-3D's position embedding: {what}"):
             encoder.load_position(file)
-    assert last == encoder.PREFIX + encoder.WIDTH.replace("bias", "weight")
+    assert last == encoder.PREFIX + encoder.WIDTH_TENSOR.replace("bias", "weight")
     with pytest.raises(UserError, match=r"none\.bin: no such file"):
         encoder.load_position(tmp_path / "none.bin")
 
@@ -165,7 +165,7 @@ def test_clip_gives_the_layer_before_the_last_without_the_class_token(clip: Path
     pictures = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8)
     tower = encoder.load_clip(clip).eval()
     whole = CLIPModel.from_pretrained(clip).eval().vision_model
-    states = whole(pixel_values=tower.normalise(pictures), output_hidden_states=True).hidden_states
+    states = whole(pixel_values=tower.normalize(pictures), output_hidden_states=True).hidden_states
     assert len(states) == 3
     x = tower.patches(pictures)
     assert x.shape == (3, 16, 24)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,16 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from pave.models.encoders import ppllava_projector
-from pave.models.encoders.ppllava_clip import Vision, stretched
-from pave.models.encoders.ppllava_projector import IMAGE, VIDEO, Projector, Sizes, build, pool, pooled_size, window
+from pave.models.encoders.ppllava_clip import VisionTower, stretch_positions
+from pave.models.encoders.ppllava_projector import (
+    IMAGE_WINDOW,
+    VIDEO_WINDOW,
+    Projector,
+    Sizes,
+    build,
+    pooled_size,
+    weighted_pool,
+)
 from pave.types import UserError
 
 FOLDER = GOLDEN / "encoders/ppllava"
@@ -55,8 +64,14 @@ def write(folder: Path, state: dict[str, Tensor], told: dict[str, Any] = TOLD) -
 
 
 @pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Vision, Projector]:
+def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[VisionTower, Projector]:
     return ppllava_projector.load(write(tmp_path_factory.mktemp("ppllava"), published()), text_heads=4)
+
+
+def pooling_window(size: Sequence[int], output: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Kernel and stride of windows that make a grid of tokens this small, as the public function has them."""
+    stride = [n // out for n, out in zip(size, output)]
+    return [n - (out - 1) * step for n, out, step in zip(size, output, stride)], stride
 
 
 @pytest.mark.parametrize("case", TOOLS["cases"])
@@ -65,8 +80,8 @@ def test_pooling(case: str) -> None:
     source = "warm" if case == "no_weights" else case
     x = CASES[f"{source}/x"].movedim(1, -1)
     size = told.get("output_size")
-    kernel, stride = window(x.shape[1:4], size) if size else (told["kernel"], told["stride"])
-    found = pool(x, CASES.get(f"{case}/w"), kernel, stride, told.get("temperature", 0.01))
+    kernel, stride = pooling_window(x.shape[1:4], size) if size else (told["kernel"], told["stride"])
+    found = weighted_pool(x, CASES.get(f"{case}/w"), kernel, stride, told.get("temperature", 0.01))
     assert_close(found.movedim(-1, 1), CASES[f"{case}/y"], atol=2e-6, rtol=0)
 
 
@@ -75,20 +90,20 @@ def test_sizes() -> None:
         kernel, stride, output = (row[f"result_{name}"] for name in ("kernel", "stride", "output"))
         assert list(pooled_size(row["input"], kernel, stride)) == output
         if row["output_size"]:
-            assert [list(x) for x in window(row["input"], row["output_size"])] == [kernel, stride]
-    assert [np.prod(pooled_size((frames, 24, 24), VIDEO, VIDEO)) for frames in (32, 64)] == [1024, 2048]
+            assert pooling_window(row["input"], row["output_size"]) == (kernel, stride)
+    assert [np.prod(pooled_size((frames, 24, 24), VIDEO_WINDOW, VIDEO_WINDOW)) for frames in (32, 64)] == [1024, 2048]
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("case", ["long", "short"])
-def test_prompt_guided_pooling(parts: tuple[Vision, Projector], case: str) -> None:
+def test_prompt_guided_pooling(parts: tuple[VisionTower, Projector], case: str) -> None:
     projector, tokens = parts[1], PROMPTS["patch_tokens"][None]
     want = {name: PROMPTS[f"{case}/{name}"] for name in ("text_pooled", "text_projection", "cosine", "weights")}
     ids = PROMPTS[f"{case}/clip_ids"]
     assert_close(projector.clip_text_model(ids), want["text_pooled"], atol=1e-5, rtol=0)
-    prompt = projector.prompt(ids)
+    prompt = projector.encode_prompt(ids)
     assert_close(prompt, want["text_projection"], atol=1e-5, rtol=0)
-    cosine, weights = projector.cosine(tokens, prompt), projector.weights(tokens, prompt)
+    cosine, weights = projector.similarity(tokens, prompt), projector.relevance(tokens, prompt)
     assert_close(cosine.unflatten(2, (12, 12)), want["cosine"], atol=2e-6, rtol=0)
     assert_close(weights.unflatten(2, (12, 12)), want["weights"], atol=5e-6, rtol=0)
     projected, again = projector(tokens, ids)
@@ -97,32 +112,34 @@ def test_prompt_guided_pooling(parts: tuple[Vision, Projector], case: str) -> No
     seen = projector.clip_visual_projection(projector.clip_visual_ln(tokens[0, :1]))
     assert_close(seen[..., ::4], PROMPTS["visual_projection_frame0"], atol=1e-5, rtol=0)
     grid, share = projected.unflatten(2, (12, 12)), weights.unflatten(2, (12, 12))
-    for kernel, name in ((VIDEO, "output_video"), (IMAGE, "output_image")):
-        pooled = pool(grid, share, kernel).flatten(1, 3)
+    for kernel, name in ((VIDEO_WINDOW, "output_video"), (IMAGE_WINDOW, "output_image")):
+        pooled = weighted_pool(grid, share, kernel).flatten(1, 3)
         assert_close(pooled[..., ::4], PROMPTS[f"{case}/{name}"], atol=5e-5, rtol=0)
-        assert (pooled - pool(grid, None, kernel).flatten(1, 3)).abs().max() > 0.1  # the prompt has a say
+        assert (pooled - weighted_pool(grid, None, kernel).flatten(1, 3)).abs().max() > 0.1  # the prompt has a say
 
 
 def test_what_is_added_before_pooling_comes_out_as_its_weighted_mean() -> None:
     x, added = torch.randn(2, 1, 4, 6, 6, 8)
     weights = torch.rand(1, 4, 6, 6)
-    both = pool(x + added, weights, VIDEO)
-    assert_close(both, pool(x, weights, VIDEO) + pool(added, weights, VIDEO), atol=1e-5, rtol=0)
+    both = weighted_pool(x + added, weights, VIDEO_WINDOW)
+    assert_close(
+        both, weighted_pool(x, weights, VIDEO_WINDOW) + weighted_pool(added, weights, VIDEO_WINDOW), atol=1e-5, rtol=0
+    )
 
 
 @torch.no_grad()
-def test_padding_of_a_prompt_changes_nothing(parts: tuple[Vision, Projector]) -> None:
+def test_padding_of_a_prompt_changes_nothing(parts: tuple[VisionTower, Projector]) -> None:
     ids, mask = PROMPTS["short/clip_ids"], PROMPTS["short/clip_mask"]
     bare = ids[:, : int(mask.sum())]
     longer = torch.cat([ids, torch.zeros(1, 60, dtype=torch.long)], 1)
     for other in (bare, longer):
-        assert_close(parts[1].prompt(other), PROMPTS["short/text_projection"], atol=1e-5, rtol=0)
+        assert_close(parts[1].encode_prompt(other), PROMPTS["short/text_projection"], atol=1e-5, rtol=0)
 
 
-def test_text_tower_and_scale_never_learn(parts: tuple[Vision, Projector]) -> None:
+def test_text_tower_and_scale_never_learn(parts: tuple[VisionTower, Projector]) -> None:
     projector = parts[1]
-    projector.weights(
-        PROMPTS["patch_tokens"][None], projector.prompt(PROMPTS["long/clip_ids"])
+    projector.relevance(
+        PROMPTS["patch_tokens"][None], projector.encode_prompt(PROMPTS["long/clip_ids"])
     ).square().sum().backward()
     learns = {name for name, p in projector.named_parameters() if p.grad is not None}
     projector.zero_grad(set_to_none=True)
@@ -132,19 +149,19 @@ def test_text_tower_and_scale_never_learn(parts: tuple[Vision, Projector]) -> No
 
 def test_longer_position_table() -> None:
     tables = arrays("text_positions")
-    assert_close(stretched(tables["table_77"]), tables["table_248"], atol=1e-6, rtol=0)
+    assert_close(stretch_positions(tables["table_77"]), tables["table_248"], atol=1e-6, rtol=0)
 
 
 @torch.no_grad()
-def test_branch_over_time(parts: tuple[Vision, Projector]) -> None:
+def test_branch_over_time(parts: tuple[VisionTower, Projector]) -> None:
     vision, want = parts[0], arrays("bt_adapter")
-    assert (vision.image_size, vision.depth, vision.moments, vision.training) == (56, 4, 16, False)
+    assert (vision.image_size, vision.depth, vision.max_frames, vision.training) == (56, 4, 16, False)
     frame = vision.pre_layrnorm(vision.embeddings(want["input"][0]))
     for layer in vision.encoder.layers[:2]:
         frame = layer(frame)
     assert_close(frame[:1], want["hidden_2"], atol=1e-5, rtol=0)
     main = vision.encoder.layers[2](frame)
-    first = (main[:, 1:] + vision._step(0, main[None], None)[0, :, 1:]) / 2
+    first = (main[:, 1:] + vision._branch_step(0, main[None], None)[0, :, 1:]) / 2
     assert_close(torch.cat([main[:, :1], first], 1)[:1], want["hidden_3"], atol=2e-5, rtol=0)
     found = vision(want["input"])
     assert_close(found[0], want["hidden_minus2"][:, 1:], atol=2e-5, rtol=0)
@@ -187,7 +204,7 @@ def test_other_models_are_refused(lost: str, tmp_path: Path) -> None:
 def test_wrong_tensors_are_named(tmp_path: Path) -> None:
     state = published()
     del state["vision_tower.vision_model.btadapter_S_layers.1.mlp.fc2.bias"]
-    with pytest.raises(UserError, match=r"a PPLLaVA picture tower: 1 missing, such as btadapter_S_layers\.1\.mlp"):
+    with pytest.raises(UserError, match=r"a PPLLaVA image tower: 1 missing, such as btadapter_S_layers\.1\.mlp"):
         ppllava_projector.load(write(tmp_path / "a", state))
     state = {**published(), "multi_modal_projector.gain": torch.zeros(1)}
     with pytest.raises(UserError, match="a PPLLaVA projector: 1 unexpected, such as gain"):

@@ -17,8 +17,8 @@ from transformers import LlavaOnevisionForConditionalGeneration, SiglipConfig, S
 
 from pave import config
 from pave.models import pooling
+from pave.models.base import LoadSettings
 from pave.models.bases import llava_onevision
-from pave.models.bases._loading import Settings
 from pave.models.encoders import siglip
 from pave.types import UserError
 
@@ -38,7 +38,7 @@ def patches(tower: siglip.Tower) -> Tensor:
 
 @pytest.mark.parametrize(("folder", "heads"), [(config.resolve("asset:sideworld/base"), None), (OFFICIAL, 4)])
 def test_it_is_the_base_s_tower(folder: Path, heads: int | None) -> None:
-    base = llava_onevision.load(str(folder), Settings(vision_heads=heads))
+    base = llava_onevision.Base.load(str(folder), LoadSettings(vision_heads=heads))
     tower = siglip.load(Path(folder), heads)
     assert tower.image_size == base.image_size
     assert not tower.training
@@ -65,7 +65,7 @@ def test_against_the_official_tower() -> None:
 
 def test_every_layout(tiny_setup: TinySetup, tmp_path: Path) -> None:
     wanted = patches(siglip.load(tiny_setup.base))
-    base = llava_onevision.load(str(tiny_setup.base), trim_vocabulary=False)
+    base = llava_onevision.Base.load(str(tiny_setup.base), trim_vocabulary=False)
     hf = LlavaOnevisionForConditionalGeneration(base.hf.config)
     hf.load_state_dict(base.hf.state_dict())
     for name, as_on_the_hub in (("hub", True), ("memory", False)):
@@ -91,7 +91,7 @@ def test_google_s_has_one_layer_more(tiny_setup: TinySetup, tmp_path: Path) -> N
     model.save_pretrained(tmp_path / "google")
     tower = siglip.load(tmp_path / "google")
     assert len(tower.hf.encoder.layers) == 2
-    pixels = siglip.normalise(torch.from_numpy(np.stack([siglip.prepare(p, 32) for p in picture()])))
+    pixels = siglip.normalize(torch.from_numpy(np.stack([siglip.prepare(p, 32) for p in picture()])))
     with torch.no_grad():
         hidden = model.vision_model(pixels, output_hidden_states=True).hidden_states
     assert torch.equal(patches(tower), hidden[-2])

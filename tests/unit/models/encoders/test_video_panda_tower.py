@@ -14,8 +14,18 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from pave.models.encoders import video_panda_tower
-from pave.models.encoders.languagebind_video import MEAN, STD
-from pave.models.encoders.video_panda_tower import Box, Tower, box, choose, count, fit, nothing, prepare, spread
+from pave.models.encoders._clip_layers import CLIP_MEAN, CLIP_STD
+from pave.models.encoders.video_panda_tower import (
+    Box,
+    Tower,
+    empty_box,
+    fit_size,
+    num_tokens,
+    prepare,
+    sample_frames,
+    to_canvas,
+    valid_box,
+)
 from pave.types import UserError
 
 FOLDER = GOLDEN / "encoders/video_panda"
@@ -47,18 +57,18 @@ def tower(tmp_path_factory: pytest.TempPathFactory) -> Tower:
 def filled(case: str) -> tuple[Tensor, list[Box]]:
     """A clip completed to 8 frames by frames of zeros, in two chunks; and where it is valid."""
     x = prepare(CLIPS[f"{case}/source"], SIZE)
-    boxes = [box(*x.shape[-2:], SIZE)] * len(x) + [nothing(SIZE)] * (8 - len(x))
-    return torch.cat([spread(x, SIZE), torch.zeros(8 - len(x), 3, SIZE, SIZE)]).unflatten(0, (2, 4)), boxes
+    boxes = [valid_box(*x.shape[-2:], SIZE)] * len(x) + [empty_box(SIZE)] * (8 - len(x))
+    return torch.cat([to_canvas(x, SIZE), torch.zeros(8 - len(x), 3, SIZE, SIZE)]).unflatten(0, (2, 4)), boxes
 
 
 def by_rule(wide: bool) -> tuple[Tensor, list[Box]]:
     """Frames of 448 pixels that are made, not stored."""
     t, y, x, c = np.ogrid[:4, :448, :448, :3]
     pictures = ((3 * x + 5 * y + 40 * c + 17 * t + 4 * (((x // 14) * (y // 14)) % 31)) % 256).astype(np.uint8)
-    valid = torch.from_numpy((pictures / 255 - np.array(MEAN)) / np.array(STD)).float().permute(0, 3, 1, 2)
+    valid = torch.from_numpy((pictures / 255 - np.array(CLIP_MEAN)) / np.array(CLIP_STD)).float().permute(0, 3, 1, 2)
     if wide:
         valid = valid[:, :, 84:336]
-    return spread(valid, 448)[None], [box(*valid.shape[-2:], 448)] * 4
+    return to_canvas(valid, 448)[None], [valid_box(*valid.shape[-2:], 448)] * 4
 
 
 @torch.no_grad()
@@ -66,7 +76,7 @@ def by_rule(wide: bool) -> tuple[Tensor, list[Box]]:
 def test_tokens(tower: Tower, case: str, rows: list[int]) -> None:
     canvases, boxes = filled(case)
     tokens = tower(canvases, boxes)
-    assert [len(x) for x in tokens] == rows == [count(area) for area in boxes]
+    assert [len(x) for x in tokens] == rows == [num_tokens(area) for area in boxes]
     step = {"square_60x60": 5, "tall_72x128": 2}[case]
     assert_close(torch.cat(tokens)[::step], torch.from_numpy(WANTED[f"{case}/tokens"]), atol=5e-5, rtol=0)
 
@@ -109,10 +119,10 @@ def test_parameters_and_names_of_the_published_size() -> None:
 @pytest.mark.parametrize("case", ["square_60x60", "wide_160x90", "tall_72x128"])
 def test_preprocessing(case: str) -> None:
     x = prepare(CLIPS[f"{case}/source"], SIZE)
-    canvases, area = spread(x, SIZE), box(*x.shape[-2:], SIZE)
+    canvases, area = to_canvas(x, SIZE), valid_box(*x.shape[-2:], SIZE)
     wanted = torch.from_numpy(CLIPS[f"{case}/frames_sampled"])
     assert_close(canvases[:, :, ::9, ::9], wanted, atol=1e-5, rtol=0)
-    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (MEAN, STD))
+    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (CLIP_MEAN, CLIP_STD))
     levels = ((canvases[0] * std + mean) * 255).round().byte().permute(1, 2, 0)
     assert np.array_equal(levels[::4], CLIPS[f"{case}/canvas"][0])
     (top, bottom), (left, right) = GEOMETRY["cases"][case].values()
@@ -121,21 +131,21 @@ def test_preprocessing(case: str) -> None:
 
 @pytest.mark.parametrize("row", GEOMETRY["geometry_448"], ids=lambda r: f"{r['width']}x{r['height']}")
 def test_geometry(row: dict[str, Any]) -> None:
-    height, width = fit(row["height"], row["width"], 448)
-    area = box(height, width, 448)
+    height, width = fit_size(row["height"], row["width"], 448)
+    area = valid_box(height, width, 448)
     assert [14 * edge for edge in area] == [*row["valid_rows"], *row["valid_cols"]]
-    assert count(area) == row["tokens_per_frame"]
-    assert fit(height, width, 448) == (height, width)
+    assert num_tokens(area) == row["tokens_per_frame"]
+    assert fit_size(height, width, 448) == (height, width)
 
 
 def test_a_frame_of_nothing_has_a_size_of_its_own() -> None:
-    assert (nothing(448), count(nothing(448))) == ((0, 16, 0, 16), 73)
+    assert (empty_box(448), num_tokens(empty_box(448))) == ((0, 16, 0, 16), 73)
 
 
 @pytest.mark.parametrize("row", read_json(FOLDER / "frame_indices.json"), ids=lambda r: f"{r['frames']}-{r['fps']}")
 def test_frames(row: dict[str, Any]) -> None:
     # The public code divides by zero for a video of one frame.
-    assert choose(row["frames"], row["fps"]).tolist() == row.get("indices", [0])
+    assert sample_frames(row["frames"], row["fps"]).tolist() == row.get("indices", [0])
 
 
 def test_pictures_name_the_same_tower(tower: Tower, tmp_path: Path) -> None:
