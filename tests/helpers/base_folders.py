@@ -10,17 +10,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pave.models.bases.llava_onevision import LlavaOnevision
-from pave.models.patched_model import Pave
+from pave.models.bases.llava_onevision import Base as LlavaOnevision
+from pave.models.patched_model import PatchedModel
 
 
 def logits(base: LlavaOnevision) -> Tensor:
     """Of a fixed video and question."""
     torch.manual_seed(0)
-    ids = torch.tensor([[1, *[-200] * base.visual_tokens(2), 5, 6, 7]])
+    ids = torch.tensor([[1, *[-200] * base.num_visual_tokens(2), 5, 6, 7]])
     labels = torch.where(ids == -200, -100, ids)
     with torch.no_grad():
-        return Pave(base, {})(ids, torch.ones_like(ids).bool(), labels, torch.randn(1, 2, 3, 32, 32))["logits"]
+        return PatchedModel(base, {})(ids, torch.ones_like(ids).bool(), labels, torch.randn(1, 2, 3, 32, 32))["logits"]
 
 
 def untie(source: Path, folder: Path, scale: float) -> Path:

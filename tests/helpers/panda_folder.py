@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from helpers.paths import GOLDEN
-from helpers.tiny_bases import TEXT, llama_tokenizer
+from helpers.tiny_bases import TEXT, llama_tokenizer, save_published
 
 GOLDENS = GOLDEN / "encoders/video_panda"
 FRAMES, SIZE = 4, 112
@@ -29,11 +27,6 @@ def make_panda(folder: Path) -> Path:
     image_names = {"video_tower": "vision_tower", "video_projector": "mm_projector"}
     state |= {n.replace(old, new): x for n, x in state.items() for old, new in image_names.items() if old in n}
     state |= {f"model.{name}.norm.weight": torch.zeros(1) for name in ("video_teacher", "video_tower_compressor")}
-    save_file({n: x.contiguous().clone() for n, x in state.items()}, folder / "model.safetensors", {"format": "pt"})
 
     published = {"model_type": "videopanda", "video_hidden_size": 64, "image_size": SIZE, "mm_use_im_start_end": False}
-    (folder / "config.json").write_text(json.dumps({**llm.config.to_dict(), **published}))
-    generation = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-    (folder / "generation_config.json").write_text(json.dumps(generation))
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_published(state, {**llm.config.to_dict(), **published}, tokenizer, folder)

@@ -16,21 +16,8 @@ from pave.models.encoders import _state_dict
 from pave.types import UserError
 
 Model = TypeVar("Model", bound=PreTrainedModel)
-
-VICUNA = {
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 32,
-    "vocab_size": 32000,
-    "rms_norm_eps": 1e-5,
-    "max_position_embeddings": 4096,
-    "tie_word_embeddings": False,
-}
-"""Vicuna-7B, the LLM of three bases."""
-LLAMA_KEYS = (*VICUNA, "rope_theta", "hidden_act", "bos_token_id", "eos_token_id", "pad_token_id")
-"""What the config.json of a published checkpoint may say of its LLM."""
+Shapes = Mapping[str, float]
+"""Sizes of a model by the names that transformers has for them; flags are 0 and 1."""
 
 
 def refuse_settings(base: type[Base], path: str, settings: LoadSettings) -> None:
@@ -45,7 +32,7 @@ def refuse_settings(base: type[Base], path: str, settings: LoadSettings) -> None
             raise UserError(f"{path}: base.{field}={value}, but {name} has no such setting; leave base.{field} out")
 
 
-def load_pretrained(model_class: type[Model], folder: Path, expected: str, **arguments: Any) -> Model:
+def load_pretrained(model_class: type[Model], folder: Path, expected: str, **arguments: object) -> Model:
     """Load a model of transformers in eval mode; `arguments` are those of `from_pretrained`.
 
     Raises UserError for tensors that are missing, unexpected or of the wrong shape.
@@ -62,7 +49,7 @@ def load_pretrained(model_class: type[Model], folder: Path, expected: str, **arg
     return hf.eval()
 
 
-def pretrained_arguments(settings: LoadSettings, unquantized: Sequence[str]) -> dict[str, Any]:
+def pretrained_arguments(settings: LoadSettings, unquantized: Sequence[str]) -> dict[str, object]:
     """Arguments of `from_pretrained`; the modules `unquantized` keep all their bits."""
     return {
         "dtype": settings.dtype,
@@ -111,6 +98,29 @@ def load_tokenizer(
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.unk_token
     return tokenizer
+
+
+def llm_shapes(hidden: int, mlp: int, layers: int, heads: int, kv_heads: int, vocab: int, tied: bool) -> Shapes:
+    """Shapes of a published LLM by the names of transformers."""
+    return {
+        "hidden_size": hidden,
+        "intermediate_size": mlp,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "vocab_size": vocab,
+        "tie_word_embeddings": tied,
+    }
+
+
+VICUNA = {
+    **llm_shapes(4096, 11008, 32, 32, 32, 32000, False),
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 4096,
+}
+"""Vicuna-7B, the LLM of three bases."""
+LLAMA_KEYS = (*VICUNA, "rope_theta", "hidden_act", "bos_token_id", "eos_token_id", "pad_token_id")
+"""What the config.json of a published checkpoint may say of its LLM."""
 
 
 def vicuna_config(config_json: Mapping[str, Any]) -> LlamaConfig:

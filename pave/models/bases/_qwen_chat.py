@@ -25,8 +25,8 @@ class Turn(NamedTuple):
 def turns(question: str, history: History = (), answer: str | None = None, video: str = f"{TAG}\n") -> list[Turn]:
     """Turns of a conversation about one video, which stands before the first question."""
     conversation: list[Turn] = []
-    for asked, reply in [*history, (question, answer)]:
-        conversation += [Turn("user", asked), Turn("assistant", reply)]
+    for user_text, assistant_text in [*history, (question, answer)]:
+        conversation += [Turn("user", user_text), Turn("assistant", assistant_text)]
     first_question = conversation[0]
     return [first_question._replace(text=f"{video}{first_question.text}"), *conversation[1:]]
 

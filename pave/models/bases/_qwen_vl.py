@@ -11,7 +11,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -60,7 +60,7 @@ class QwenVL(base.Base):
     """What a folder has to be, for error messages."""
     model_class: ClassVar[type[PreTrainedModel]]
     config_class: ClassVar[type[PreTrainedConfig]]
-    published: ClassVar[Mapping[str, dict[str, Any]]]
+    published: ClassVar[Mapping[str, dict[str, object]]]
     """Settings of `config_class` by hub name, so that `pave show` needs no files."""
     default_pixels: ClassVar[PixelSettings] = PixelSettings()
 

@@ -30,10 +30,10 @@ class Segment(NamedTuple):
 def segments(question: str, history: History = (), answer: str | None = None, opening: str = OPENING) -> list[Segment]:
     """Pieces of a conversation about one video, which stands before the first question; no answer leaves it open."""
     pieces = [Segment(opening, False)]
-    for i, (asked, reply) in enumerate([*history, (question, answer)]):
-        pieces.append(Segment(f"{'USER: ' if i else ''}{asked} ASSISTANT:", False))
-        if reply is not None:
-            pieces.append(Segment(f" {reply}{END}", True))
+    for i, (user_text, assistant_text) in enumerate([*history, (question, answer)]):
+        pieces.append(Segment(f"{'USER: ' if i else ''}{user_text} ASSISTANT:", False))
+        if assistant_text is not None:
+            pieces.append(Segment(f" {assistant_text}{END}", True))
     return pieces
 
 

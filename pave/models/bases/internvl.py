@@ -7,7 +7,7 @@ these four side by side, as the projector reads them.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -31,18 +31,9 @@ UNQUANTIZED = ("vision_tower", "multi_modal_projector", "lm_head")
 REQUIRED_CONFIG = {"model_type": "internvl", "vision_feature_layer": -1, "vision_feature_select_strategy": "default"}
 
 
-def _config(hidden: int, mlp: int, layers: int, heads: int, kv_heads: int) -> dict[str, Any]:
-    text = {
-        "model_type": "qwen2",
-        "hidden_size": hidden,
-        "intermediate_size": mlp,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "vocab_size": 151674,
-        "max_position_embeddings": 32768,
-        "tie_word_embeddings": False,
-    }
+def _config(hidden: int, mlp: int, layers: int, heads: int, kv_heads: int) -> dict[str, object]:
+    shapes = _loading.llm_shapes(hidden, mlp, layers, heads, kv_heads, 151674, False)
+    text = {**shapes, "model_type": "qwen2", "max_position_embeddings": 32768}
     return {"text_config": text, "vision_config": {"attention_bias": True}, "tie_word_embeddings": False}
 
 

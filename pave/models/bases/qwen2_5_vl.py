@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from pave.models.base import EncodedChat, History, Labels
-from pave.models.bases import _qwen_chat, _qwen_vl
+from pave.models.bases import _loading, _qwen_chat, _qwen_vl
 
 VIDEO_TAG = f"<|vision_start|>{_qwen_chat.TAG}<|vision_end|>"
 TOWER = {
@@ -20,15 +18,9 @@ TOWER = {
 }
 
 
-def _config(hidden: int, mlp: int, layers: int, heads: int, kv_heads: int, vocab: int, tied: bool) -> dict[str, Any]:
+def _config(hidden: int, mlp: int, layers: int, heads: int, kv_heads: int, vocab: int, tied: bool) -> dict[str, object]:
     text = {
-        "hidden_size": hidden,
-        "intermediate_size": mlp,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "vocab_size": vocab,
-        "tie_word_embeddings": tied,
+        **_loading.llm_shapes(hidden, mlp, layers, heads, kv_heads, vocab, tied),
         "max_position_embeddings": 128000,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0, "mrope_section": [16, 24, 24]},
     }

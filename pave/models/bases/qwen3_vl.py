@@ -6,6 +6,7 @@ tokens of `encode`, which are as many times wider; patches change the tokens and
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,25 +15,31 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from pave.models.base import EncodedChat, History, Labels
-from pave.models.bases import _qwen_chat, _qwen_vl
+from pave.models.bases import _loading, _qwen_chat, _qwen_vl
 from pave.models.bases._qwen_vl import PixelSettings
 from pave.types import VIDEO_TOKEN_ID, VideoTokens
 
 START, END = "<|vision_start|>", "<|vision_end|>"
-SMALL = {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "deepstack_visual_indexes": [5, 11, 17]}
-LARGE = {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "deepstack_visual_indexes": [8, 16, 24]}
+SMALL = {
+    "depth": 24,
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "deepstack_visual_indexes": [5, 11, 17],
+}
+LARGE = {
+    "depth": 27,
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "deepstack_visual_indexes": [8, 16, 24],
+}
 
 
-def _config(hidden: int, mlp: int, layers: int, heads: int, tied: bool, tower: dict[str, Any]) -> dict[str, Any]:
+def _config(
+    hidden: int, mlp: int, layers: int, heads: int, tied: bool, tower: Mapping[str, object]
+) -> dict[str, object]:
     text = {
-        "hidden_size": hidden,
-        "intermediate_size": mlp,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": 8,
+        **_loading.llm_shapes(hidden, mlp, layers, heads, 8, 151936, tied),
         "head_dim": 128,
-        "vocab_size": 151936,
-        "tie_word_embeddings": tied,
         "max_position_embeddings": 262144,
         "rope_parameters": {"rope_type": "default", "rope_theta": 5_000_000.0, "mrope_section": [24, 20, 20]},
     }
@@ -112,8 +119,8 @@ class Base(_qwen_vl.QwenVL):
 
 
 def _unpack_deep_stack(
-    llm: PreTrainedModel, arguments: tuple[Any, ...], keywords: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    llm: PreTrainedModel, arguments: tuple[object, ...], keywords: dict[str, Any]
+) -> tuple[tuple[object, ...], dict[str, Any]] | None:
     """Give what stands behind the tokens to the LLM's layers; text has zeros there, which add nothing."""
     embeds = keywords.get("inputs_embeds")
     width = llm.config.hidden_size

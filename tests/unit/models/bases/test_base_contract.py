@@ -122,14 +122,19 @@ def test_videos_of_several_sizes_are_encoded_as_if_alone(case: BaseCase, config:
 
 def test_answers_of_a_saved_folder(case: BaseCase, config: Config, tmp_path: Path) -> None:
     model = make_trained(config)
-    samples = make_samples(config, model.base, case.sizes, answer=None)
-    batch = make_batch(samples, model.base.tokenizer.pad_token_id, left=True)
-    expected = model.generate(**batch, max_new_tokens=6)
-    assert not torch.equal(PatchedModel(model.base, {}).generate(**{**batch, "sides": {}}, max_new_tokens=6), expected)
-
+    pad_id = model.base.tokenizer.pad_token_id
+    labelled = with_all_labels(make_batch(make_samples(config, model.base, case.sizes), pad_id))
+    questions = make_batch(make_samples(config, model.base, case.sizes, answer=None), pad_id, left=True)
     patch_folder.save(model, config, tmp_path / "patch")
     loaded, _ = build.load(tmp_path / "patch", [])
-    assert torch.equal(loaded.eval().generate(**batch, max_new_tokens=6), expected)
+    loaded.eval()
+    with torch.no_grad():
+        logits = model(**labelled)["logits"]
+        assert torch.equal(loaded(**labelled)["logits"], logits)
+        assert not torch.allclose(PatchedModel(model.base, {})(**{**labelled, "sides": {}})["logits"], logits)
+    answers = [patched.generate(**questions, max_new_tokens=6) for patched in (model, loaded)]
+    assert answers[0].shape == (2, 6)
+    assert torch.equal(*answers)
 
 
 def test_questions_that_share_a_prefix_get_the_same_answers(case: BaseCase, config: Config) -> None:
