@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from helpers.media_files import tone, write_clip
 from helpers.tiny_model import TinySetup, make_config
 
+from pave.checkpoints import build
 from pave.cli import main
 from pave.data import checks, extraction
 from pave.data.dataset import QuestionDataset
@@ -19,7 +21,7 @@ from pave.types import SideTokens, UserError
 
 
 @pytest.fixture
-def made(tmp_path: Path) -> Path:
+def store(tmp_path: Path) -> Path:
     """A store of four clips; the folder of clips lies beside it."""
     for i in range(4):
         path = tmp_path / f"videos/{i}.mp4"
@@ -33,10 +35,10 @@ def lines(report: checks.Report) -> dict[str, str]:
     return {line[:28].strip(): line[28:].strip() for line in report.lines[1:]}
 
 
-def test_a_sound_store(made: Path) -> None:
-    report = checks.check_store(made, source=made.parent / "videos", dim=64)
+def test_a_sound_store(store: Path) -> None:
+    report = checks.check_store(store, source=store.parent / "videos", dim=64)
     assert report.problems == 0
-    rows = [json.loads(line) for line in (made / checks.INDEX).read_text().splitlines()]
+    rows = [json.loads(line) for line in (store / checks.INDEX).read_text().splitlines()]
     assert [row["name"] for row in rows] == ["0", "1", "2", "3"]
     assert rows[3] | {"weights": ""} == {
         "name": "3",
@@ -47,45 +49,46 @@ def test_a_sound_store(made: Path) -> None:
         "options": '{"inplace_mean": false, "mp3": false}',
         "weights": "",
         "source": "3.mp4",
-        "source_bytes": str((made.parent / "videos/3.mp4").stat().st_size),
-        "source_sha256": extraction.file_hash(made.parent / "videos/3.mp4"),
+        "source_bytes": str((store.parent / "videos/3.mp4").stat().st_size),
+        "source_sha256": extraction.file_hash(store.parent / "videos/3.mp4"),
     }
 
 
-def test_every_kind_of_fault_is_counted_and_named(made: Path) -> None:
-    videos, meta = made.parent / "videos", feature_files.read_meta(made / "0.safetensors")
-    (made / "0.safetensors").unlink()
-    tokens = feature_files.read(made / "1.safetensors", ["imagebind_audio"])
-    feature_files.write(
-        made / "1.safetensors", SideTokens(tokens.x / 3), meta
-    )  # also: made from a source of another size
-    feature_files.write(made / "2.safetensors", SideTokens(tokens.x * torch.nan), meta)
+def test_every_kind_of_fault_is_counted_and_named(store: Path) -> None:
+    videos, meta = store.parent / "videos", feature_files.read_meta(store / "0.safetensors")
+    (store / "0.safetensors").unlink()
+    tokens = feature_files.read(store / "1.safetensors", ["imagebind_audio"])
+    # Also made from a source of another size.
+    feature_files.write(store / "1.safetensors", SideTokens(tokens.x / 3), meta)
+    feature_files.write(store / "2.safetensors", SideTokens(tokens.x * torch.nan), meta)
     write_clip(videos / "3.mp4", 5, sound=tone(9))
     write_clip(videos / "4.mp4", 5, sound=tone(2))
-    feature_files.write(
-        made / "5.safetensors",
-        SideTokens(torch.full((1, 1, 16), 5.0)),
-        feature_files.Meta("audio", "imagebind_audio", "x"),
-    )
-    (made / "6.safetensors").write_bytes((made / "3.safetensors").read_bytes()[:100])
-    found = lines(checks.check_store(made, source=videos))
-    assert found["broken, NaN or odd"].startswith("4 of 5: 1 (a row's norm is")
-    assert found["made in another way"] == "1 of 5: 5"
-    assert found["missing"] == "2 of 5: 0, 4"
-    assert found["stale (source changed)"] == "3 of 5: 1, 2, 3"
-    problems = {row["name"]: row.get("problem", "") for row in map(json.loads, (made / checks.INDEX).open())}
+    other_meta = feature_files.Meta("audio", "imagebind_audio", "x")
+    feature_files.write(store / "5.safetensors", SideTokens(torch.full((1, 1, 16), 5.0)), other_meta)
+    (store / "6.safetensors").write_bytes((store / "3.safetensors").read_bytes()[:100])
+    counts = lines(checks.check_store(store, source=videos))
+    assert counts["broken, NaN or odd"].startswith("4 of 5: 1 (a row's norm is")
+    assert counts["made in another way"] == "1 of 5: 5"
+    assert counts["missing"] == "2 of 5: 0, 4"
+    assert counts["stale (source changed)"] == "3 of 5: 1, 2, 3"
+    problems = {row["name"]: row.get("problem", "") for row in map(json.loads, (store / checks.INDEX).open())}
     assert [name for name, problem in problems.items() if not problem] == ["3"]
     assert "NaN" in problems["2"]
     assert problems["5"] == "width 16, expected 64"
     assert "not a whole safetensors file" in problems["6"]
 
 
-def test_published_features(tmp_path: Path) -> None:
+def test_official_features(tmp_path: Path) -> None:
     x = torch.randn(3, 1024)
     torch.save((20 * x / x.norm(dim=1, keepdim=True)).bfloat16(), tmp_path / "good.pt")
     torch.save(x.bfloat16(), tmp_path / "odd.pt")
     with pytest.raises(UserError, match=r"no store\.json; say with --side"):
         checks.check_store(tmp_path)
+    for text, message in (("{", "not valid JSON"), ("[]", "holds a list"), ('{"side": "audio"}', "has no 'extractor'")):
+        (tmp_path / "store.json").write_text(text)
+        with pytest.raises(UserError, match=rf"store\.json: {message}.*; expected|expected one JSON object"):
+            checks.check_store(tmp_path)
+    (tmp_path / "store.json").unlink()
     report = checks.check_store(tmp_path, side="audio", dim=1024)
     assert report.problems == 1
     assert "odd (a row's norm is" in report.lines[1]
@@ -116,10 +119,6 @@ def test_a_task_without_some_of_its_files(
 def test_questions_may_go_without_a_side(
     tiny_setup: TinySetup, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from dataclasses import replace
-
-    from pave.checkpoints import build
-
     caplog.set_level("INFO")
     root = tmp_path / "data"
     shutil.copytree(tiny_setup.data, root)
@@ -130,6 +129,6 @@ def test_questions_may_go_without_a_side(
         QuestionDataset(config, base, "test", False)
     questions = QuestionDataset(replace(config, data=replace(config.data, missing="absent")), base, "test", False)
     assert "1 of" in caplog.text
-    without = [sample.sides["audio"] is None for sample in (questions[i] for i in range(len(questions)))]
-    assert without == [question.video.endswith("test_00000.mp4") for question in questions.questions]
-    assert 0 < sum(without) < len(without)
+    is_absent = [questions[i].sides["audio"] is None for i in range(len(questions))]
+    assert is_absent == [question.video.endswith("test_00000.mp4") for question in questions.questions]
+    assert 0 < sum(is_absent) < len(is_absent)

@@ -104,6 +104,9 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         feature_files.read(path, [META.extractor])
     with pytest.raises(UserError, match=r"lacks side, source, options, .*, pave_version"):
         feature_files.read_meta(path)
+    save_file({"x": torch.zeros(2)}, path, {"pave": "{"})
+    with pytest.raises(UserError, match="its header is not valid JSON"):
+        feature_files.read_meta(path)
 
 
 class Unwelcome:
