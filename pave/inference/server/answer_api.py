@@ -62,8 +62,3 @@ class AnswerStream:
     def end(self) -> str:
         """The data that ends the stream."""
         return json.dumps({"done": self.names})
-
-
-def stream(requests: dict[str, AnswerRequest]) -> AnswerStream:
-    """A response that is streamed."""
-    return AnswerStream(requests)

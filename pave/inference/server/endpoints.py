@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
@@ -31,17 +31,17 @@ class ResponseStream(Protocol):
         """The data that ends the stream."""
 
 
-class ApiFormat(Protocol):
-    """The functions of `answer_api` and `openai_api`."""
+class ApiFormat(NamedTuple):
+    """The format of an endpoint: functions of `answer_api` or `openai_api`."""
 
-    def parse(self, fields: Fields, limits: Limits) -> tuple[dict[str, AnswerRequest], bool]:
-        """Read the questions, by name, and whether to stream. Raises RequestRefused."""
+    parse: Callable[[Fields, Limits], tuple[dict[str, AnswerRequest], bool]]
+    """The questions by name, and whether to stream. Raises RequestRefused."""
+    response: Callable[[Sequence[Event]], dict[str, object]]
+    stream: Callable[[dict[str, AnswerRequest]], ResponseStream]
 
-    def response(self, events: Sequence[Event]) -> dict[str, object]:
-        """The body of a response that is not streamed."""
 
-    def stream(self, requests: dict[str, AnswerRequest]) -> ResponseStream:
-        """A response that is streamed."""
+ANSWER_FORMAT = ApiFormat(answer_api.parse, answer_api.response, answer_api.AnswerStream)
+OPENAI_FORMAT = ApiFormat(openai_api.parse, openai_api.response, openai_api.ChunkStream)
 
 
 def make_app(session: Session, queue: JobQueue, limits: Limits, hosts: list[str]) -> FastAPI:
@@ -60,11 +60,11 @@ def make_app(session: Session, queue: JobQueue, limits: Limits, hosts: list[str]
 
     @app.post("/v1/answer")
     async def answer(request: Request) -> Response:
-        return await _serve(request, answer_api, session, queue, limits)
+        return await _serve(request, ANSWER_FORMAT, session, queue, limits)
 
     @app.post("/v1/chat/completions")
     async def completions(request: Request) -> Response:
-        return await _serve(request, openai_api, session, queue, limits)
+        return await _serve(request, OPENAI_FORMAT, session, queue, limits)
 
     return app
 

@@ -126,8 +126,3 @@ class ChunkStream:
 
     def _chunk(self, delta: dict[str, str], finish_reason: str | None = None) -> dict[str, object]:
         return {**self.head, "choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason}]}
-
-
-def stream(requests: dict[str, AnswerRequest]) -> ChunkStream:
-    """A response that is streamed."""
-    return ChunkStream(requests)

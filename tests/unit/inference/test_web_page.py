@@ -150,7 +150,7 @@ def test_a_queue_refuses_too_many_and_stops_for_a_client_that_hangs_up(tmp_path:
     events = iter(job)
 
     async def hang_up() -> None:
-        lines = endpoints._sse_lines(job, next(events), events, answer_api.stream({}))
+        lines = endpoints._sse_lines(job, next(events), events, answer_api.AnswerStream({}))
         assert "word" in await anext(lines)
         await lines.aclose()
 
