@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from pave.analysis import op_counter, profile
 from pave.analysis.bench_patch import DType
 from pave.checkpoints import build
 from pave.config import BaseConfig
+from pave.data.extraction import DTYPES
 from pave.models.base import Base, Newline
 from pave.models.patched_model import PatchedModel
 from pave.models.trainable import part_of
@@ -41,7 +42,7 @@ class BaseSize(NamedTuple):
 
     path: str
     newline: Newline = "no_token"
-    config: dict[str, Any] | None = None
+    config: dict[str, object] | None = None
     """config.json, where no hub name gives the shapes."""
 
 
@@ -162,7 +163,7 @@ def load_visual_part(name: str, frames: int, size: tuple[int, int], dtype: DType
         if known.config is not None:
             (Path(folder) / "config.json").write_text(json.dumps(known.config))
         settings = BaseConfig(name, known.path or folder, frames=frames, newline=known.newline, dtype=dtype)
-        base = build.load_base(settings, weights=False).eval().to(getattr(torch, dtype))
+        base = build.load_base(settings, weights=False).eval().to(DTYPES[dtype])
 
     noise = np.random.default_rng(0).integers(0, 256, (frames, *size, 3), np.uint8)
     model = PatchedModel(base, {})

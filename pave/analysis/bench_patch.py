@@ -23,6 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pave import config as configs
+from pave.data.extraction import DTYPES
 from pave.models.patch.patch import Patch
 from pave.types import UserError
 from pave.utils import tables
@@ -223,7 +224,7 @@ class _Runner:
         self.spec = spec
         side = SIDES[spec.side]
         sizes = asdict(settings)
-        like = torch.empty(0, device=spec.device, dtype=getattr(torch, sizes.pop("dtype")))
+        like = torch.empty(0, device=spec.device, dtype=DTYPES[sizes.pop("dtype")])
 
         self.patch = Patch(side.dim, QUERY_DIM, OUT_DIMS[spec.size], **sizes).to(like)
         assert self.patch.out_norm is not None

@@ -6,7 +6,7 @@ import html
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -208,7 +208,7 @@ def _draw_change(axes: Axes, view: View, e: Explanation, frame: int, grid: int) 
     axes.set_title(f"frame at {e.clip.seconds[frame]:.1f} s", fontsize=8)
 
 
-def _as_json(e: Explanation) -> dict[str, Any]:
+def _as_json(e: Explanation) -> dict[str, object]:
     """All numbers but those of single tokens, as plain dicts and lists."""
     sides = {}
     for name, view in e.views.items():
@@ -228,7 +228,7 @@ def _as_json(e: Explanation) -> dict[str, Any]:
     }
 
 
-def _rounded(x: Tensor) -> list[Any]:
+def _rounded(x: Tensor) -> list[object]:
     return x.double().numpy().round(5).tolist()
 
 

@@ -16,6 +16,7 @@ from pave.analysis import bench_patch, op_counter
 from pave.analysis.op_counter import OpCounts, Shape
 from pave.checkpoints import build
 from pave.config import Config
+from pave.data.extraction import DTYPES
 from pave.models import lora
 from pave.models.patched_model import PatchedModel
 from pave.models.trainable import PARTS, part_of
@@ -164,7 +165,7 @@ def _side_shapes(config: Config, shapes: Mapping[str, Shape]) -> dict[str, Shape
 
 def _set_base_dtype(model: PatchedModel, config: Config) -> None:
     """Put the base into its own type; patches and LoRA stay in float32, as everywhere."""
-    dtype: torch.dtype = getattr(torch, config.base.dtype)
+    dtype = DTYPES[config.base.dtype]
     for name, parameter in model.named_parameters():
         if part_of(name) != "LoRA" and not name.startswith("patches."):
             parameter.data = parameter.data.to(dtype)

@@ -53,7 +53,7 @@ class ChatEndpoint:
     """With or without /chat/completions."""
     model: str
     key: str | None = field(repr=False)
-    body: Mapping[str, Any]
+    body: Mapping[str, object]
     """Further members of the request."""
     timeout: float = 60.0
     retries: int = 6

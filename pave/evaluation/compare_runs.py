@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -254,7 +254,7 @@ def _plot(comparison: Comparison, file: Path) -> None:
     plotting.save_figure(figure, file, 130)
 
 
-def _as_json(comparison: Comparison) -> dict[str, Any]:
+def _as_json(comparison: Comparison) -> dict[str, object]:
     return {
         "rows": [asdict(row) for row in comparison.rows],
         "groups": [asdict(row) for row in comparison.groups],

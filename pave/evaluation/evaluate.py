@@ -9,7 +9,6 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -188,7 +187,7 @@ def _has_files(questions: QuestionDataset, question: Question) -> bool:
 
 def describe_run(
     model: PatchedModel, config: Config, split: str, questions: QuestionDataset, perturbed: Mapping[str, Perturbation]
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Describe all that decides the answers, but for the files of the data set."""
     data = config.data
     sides = {}

@@ -11,7 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from tqdm import tqdm
 
@@ -20,10 +20,13 @@ from pave.evaluation.chat_client import ChatEndpoint
 from pave.evaluation.judge_ledger import (
     JUDGE,
     JUDGEMENTS,
+    JudgeDescription,
+    JudgeManifest,
     Judgement,
     JudgementLog,
     JudgeReply,
     JudgeRequest,
+    Prompts,
     RequestBuilder,
     RequestRefused,
 )
@@ -31,11 +34,10 @@ from pave.tasks.base import get_task
 from pave.tasks.metrics import judge_prompts
 from pave.tasks.metrics.judge_prompts import JUDGE_PROMPTS, JudgePrompt
 from pave.types import UserError
-from pave.utils.atomic import write_text
 from pave.utils.json_files import read_json
 
 log = logging.getLogger(__name__)
-DEFAULT_BODY: dict[str, Any] = {"temperature": 0, "max_tokens": 64}
+DEFAULT_BODY: dict[str, object] = {"temperature": 0, "max_tokens": 64}
 """Members of a request besides model and messages."""
 MAX_INITIAL_REFUSALS = 3
 """Refusals before any reply, after which no further request is sent."""
@@ -149,15 +151,22 @@ def main(predictions: Path, task: str, split: str, root: Path, options: Options)
 
     stop = threading.Event()
     opened = _open_judge(options, stop)
-    manifest = {"task": task, "split": split, "judge": opened.description, "words": _describe_prompts(prompts)}
-    _claim_judge_file(file.with_name(JUDGE), manifest)
+    manifest: JudgeManifest = {
+        "task": task,
+        "split": split,
+        "judge": opened.description,
+        "words": _describe_prompts(prompts),
+    }
+    judge_ledger.claim_judge_file(file.with_name(JUDGE), manifest)
 
     with JudgementLog.open(file.with_name(JUDGEMENTS), options.price) as ledger:
         _ask_all(opened, requests, ledger, options, stop)
         is_spent = options.max_cost is not None and ledger.spent >= options.max_cost
 
     result = score.score(file, task, split, root, options.limit, options.allow_missing)
-    num_unjudged = result["judge"]["unjudged"]
+    summary = result["judge"]
+    assert summary is not None
+    num_unjudged = summary["unjudged"]
     if is_spent and num_unjudged:
         text = f"STOPPED with {num_unjudged} to go: --max-cost {options.max_cost} is spent"
         return f"{score.table(result)}\n{text}", 1
@@ -169,7 +178,7 @@ class OpenedJudge(NamedTuple):
 
     judge: Judge
     parallel: int
-    description: dict[str, Any]
+    description: JudgeDescription
 
 
 def _open_judge(options: Options, stop: threading.Event) -> OpenedJudge:
@@ -189,16 +198,22 @@ def _open_judge(options: Options, stop: threading.Event) -> OpenedJudge:
         endpoint = ChatEndpoint(options.judge, options.model, key, body, options.timeout, options.retries, stop)
         return OpenedJudge(endpoint, options.parallel, {"kind": "endpoint", "name": options.model, "body": body})
     if path.is_dir():
-        if body.keys() != DEFAULT_BODY.keys() or body["temperature"] or not body["max_tokens"]:
+        max_tokens = body.get("max_tokens")
+        if (
+            body.keys() != DEFAULT_BODY.keys()
+            or body["temperature"]
+            or not isinstance(max_tokens, int)
+            or max_tokens < 1
+        ):
             raise UserError(f"{path}: a local model judges greedily; --body may set max_tokens and nothing else")
-        local = LocalJudge(path, options.device, body["max_tokens"])
+        local = LocalJudge(path, options.device, max_tokens)
         return OpenedJudge(local, 1, {"kind": "local", "name": path.name, "body": body})
     if path.is_file():
         return OpenedJudge(RecordedJudge(path), 1, {"kind": "recorded", "name": path.name})
     raise UserError(f"--judge {options.judge}: expected a URL, a folder with a model or a file of recorded judgements")
 
 
-def _parse_object(text: str) -> dict[str, Any]:
+def _parse_object(text: str) -> dict[str, object]:
     try:
         value = json.loads(text)
     except ValueError as error:
@@ -208,20 +223,7 @@ def _parse_object(text: str) -> dict[str, Any]:
     return value
 
 
-def _claim_judge_file(file: Path, manifest: dict[str, Any]) -> None:
-    """Check that the folder has no judge or this one: it holds one judge's verdicts. Raises UserError."""
-    if not file.exists():
-        if file.with_name(JUDGEMENTS).exists():
-            raise UserError(f"{file}: missing, though there is {JUDGEMENTS}; put it back, or move {JUDGEMENTS} away")
-        write_text(file, json.dumps(manifest, indent=1, ensure_ascii=False))
-
-    changes = run_folder.changed_entries(read_json(file, "a file that `pave judge` wrote"), manifest)
-    if changes:
-        text = "; ".join(f"{name} was {before!r:.60}, is now {after!r:.60}" for name, before, after in changes)
-        raise UserError(f"{file}: another judge: {text}; copy the predictions to another folder")
-
-
-def _describe_prompts(prompts: Mapping[str, JudgePrompt]) -> dict[str, Any]:
+def _describe_prompts(prompts: Mapping[str, JudgePrompt]) -> Prompts:
     """The judge's prompts and where they come from, for judge.json."""
     versions = {kind: judge_prompts.version(prompt) for kind, prompt in prompts.items()}
     text = {kind: prompt._asdict() for kind, prompt in prompts.items()}

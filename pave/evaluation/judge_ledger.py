@@ -9,17 +9,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypedDict
+from typing import Any, BinaryIO, NamedTuple, TypedDict, cast
 
+from pave.evaluation.run_folder import changed_entries
 from pave.tasks.metrics import judge_verdicts
 from pave.tasks.metrics.judge_prompts import JUDGE_PROMPTS, JudgePrompt
 from pave.tasks.metrics.judge_verdicts import JudgeCase, JudgedPrediction, Verdict
 from pave.types import Prediction, Question, UserError
+from pave.utils.atomic import write_text
 from pave.utils.json_files import read_json, read_jsonl
 
 JUDGEMENTS, JUDGE = "judgements.jsonl", "judge.json"
-MAX_NAMES = 20
-"""Names of each kind of failure in metrics.json; samples.jsonl has the verdicts on every answer."""
 
 
 class Judgement(TypedDict, total=False):
@@ -34,10 +34,38 @@ class Judgement(TypedDict, total=False):
     tokens_in: int | None
     tokens_out: int | None
     cost: float | None
-    verdict: dict[str, Any] | None
+    verdict: dict[str, object] | None
     """None for a reply that cannot be read."""
     error: str
     """Instead of the reply."""
+
+
+class JudgeDescription(TypedDict, total=False):
+    """Who judges."""
+
+    kind: str
+    """endpoint, local or recorded"""
+    name: str
+    body: dict[str, object]
+    """Members of the requests, unless recorded."""
+
+
+class Prompts(TypedDict, total=False):
+    """The prompts of a judge, by kind of case."""
+
+    whose: str
+    versions: dict[str, str]
+    text: dict[str, dict[str, str]]
+    """Not in a summary."""
+
+
+class JudgeManifest(TypedDict):
+    """The content of judge.json."""
+
+    task: str
+    split: str
+    judge: JudgeDescription
+    words: Prompts
 
 
 class JudgeRequest(NamedTuple):
@@ -97,24 +125,36 @@ def _parse_judgement(line: dict[str, Any]) -> Judgement:
     text = line["reply"] if "reply" in line else line["error"]
     if line["kind"] not in JUDGE_PROMPTS or not isinstance(line["qids"], list) or not isinstance(text, str):
         raise ValueError(f"kind {line['kind']}, qids {line['qids']}")
-    judgement: Judgement = {**line}  # type: ignore[typeddict-item]
-    return judgement
+    return cast("Judgement", line)
 
 
-def _verdict(judgement: Judgement) -> Verdict | None:
+def read_verdict(judgement: Judgement) -> Verdict | None:
     """Read the reply anew: the rules may have changed since it was saved."""
     return judge_verdicts.parse(judgement.get("reply", ""), judgement["kind"])
 
 
-def read_manifest(predictions: Path) -> dict[str, Any] | None:
+def read_manifest(predictions: Path) -> JudgeManifest | None:
     """Read the judge.json beside a predictions file; None where there is none."""
     file = predictions.with_name(JUDGE)
     if not file.is_file():
         return None
-    return read_json(file, "a file that `pave judge` wrote", ("judge", "words"))
+    return cast("JudgeManifest", read_json(file, "a file that `pave judge` wrote", ("judge", "words")))
 
 
-def _prompts(manifest: Mapping[str, Any]) -> dict[str, JudgePrompt]:
+def claim_judge_file(file: Path, manifest: JudgeManifest) -> None:
+    """Check that the folder has no judge or this one: it holds one judge's verdicts. Raises UserError."""
+    if not file.exists():
+        if file.with_name(JUDGEMENTS).exists():
+            raise UserError(f"{file}: missing, though there is {JUDGEMENTS}; put it back, or move {JUDGEMENTS} away")
+        write_text(file, json.dumps(manifest, indent=1, ensure_ascii=False))
+
+    changes = changed_entries(read_json(file, "a file that `pave judge` wrote"), manifest)
+    if changes:
+        text = "; ".join(f"{name} was {before!r:.60}, is now {after!r:.60}" for name, before, after in changes)
+        raise UserError(f"{file}: another judge: {text}; copy the predictions to another folder")
+
+
+def prompts_of(manifest: JudgeManifest) -> dict[str, JudgePrompt]:
     """The prompts that a judge.json keeps."""
     return {kind: JudgePrompt(**turns) for kind, turns in manifest["words"]["text"].items()}
 
@@ -130,7 +170,7 @@ def attach_verdicts(
     if manifest is None:
         return dict(answers)
 
-    builder = RequestBuilder(_prompts(manifest), questions, answers)
+    builder = RequestBuilder(prompts_of(manifest), questions, answers)
     verdicts: dict[str, dict[str, Verdict]] = {qid: {} for qid in answers}
     file = predictions.with_name(JUDGEMENTS)
     for judgement in read_judgements(file):
@@ -139,74 +179,10 @@ def attach_verdicts(
         if unknown:
             raise UserError(f"{file}: question '{unknown[0]}' is not one of this split")
 
-        verdict, request = _verdict(judgement), builder.build(case)
+        verdict, request = read_verdict(judgement), builder.build(case)
         if verdict and request and request.version == judgement["prompt"]:
             verdicts[case.qids[0]].setdefault(case.kind, verdict)
     return {qid: JudgedPrediction(qid, answer.text, verdicts[qid]) for qid, answer in answers.items()}
-
-
-STATES = {
-    "judged": "",
-    "unparsed": "replies that cannot be read",
-    "refused": "refused by the judge",
-    "unjudged": "NOT JUDGED YET (`pave judge` goes on)",
-    "unanswered": "without an answer to judge",
-}
-"""States of a case, the best first, and why it counts as wrong."""
-
-
-def summary(
-    predictions: Path, cases: Sequence[JudgeCase], questions: Sequence[Question], answers: Mapping[str, Prediction]
-) -> dict[str, Any] | None:
-    """Sum up who judged by which prompts, the tokens, and the cases without a verdict; None without a judge."""
-    manifest = read_manifest(predictions)
-    if manifest is None:
-        return None
-    judgements = read_judgements(predictions.with_name(JUDGEMENTS))
-
-    states_by_request: dict[str, set[str]] = {}
-    for judgement in judgements:
-        state = "judged" if _verdict(judgement) else "unparsed" if "reply" in judgement else "refused"
-        states_by_request.setdefault(judgement["prompt"], set()).add(state)
-
-    builder = RequestBuilder(_prompts(manifest), questions, answers)
-    cases_by_state: dict[str, list[str]] = {state: [] for state in STATES}
-    for case in cases:
-        request = builder.build(case)
-        states = states_by_request.get(request.version, {"unjudged"}) if request else {"unanswered"}
-        best = next(state for state in STATES if state in states)
-        cases_by_state[best].append(f"{case.qids[0]} ({case.kind})")
-
-    replies = [judgement for judgement in judgements if "reply" in judgement]
-    costs = [cost for reply in replies if (cost := reply["cost"]) is not None]
-    return {
-        **manifest["judge"],
-        "words": {name: manifest["words"][name] for name in ("whose", "versions")},
-        "models": sorted({reply["model"] for reply in replies}),
-        "cases": len(cases),
-        **{state: len(names) for state, names in cases_by_state.items()},
-        "names": {s: names[:MAX_NAMES] for s, names in cases_by_state.items() if names and s != "judged"},
-        "replies": len(replies),
-        "tokens_in": sum(reply["tokens_in"] or 0 for reply in replies),
-        "tokens_out": sum(reply["tokens_out"] or 0 for reply in replies),
-        "cost": sum(costs) if costs else None,
-    }
-
-
-def summary_lines(summed: Mapping[str, Any] | None) -> list[str]:
-    """Lines for people: who judged what, and loudly what was not judged."""
-    if summed is None:
-        return ["NOT JUDGED: `pave judge` asks a judge; until then there are no scores"]
-
-    cost = "" if summed["cost"] is None else f", cost {summed['cost']:.4f}"
-    lines = [
-        f"judge: {', '.join(summed['models']) or summed['name']}, in words that are {summed['words']['whose']}; "
-        f"{summed['judged']} of {summed['cases']} cases judged",
-        f"judge: {summed['replies']} replies, {summed['tokens_in']} tokens in, {summed['tokens_out']} out{cost}",
-    ]
-    for state, names in summed["names"].items():
-        lines.append(f"counted as wrong: {summed[state]} {STATES[state]}, as {names[0]}")
-    return lines
 
 
 @dataclass
@@ -264,7 +240,7 @@ class JudgementLog:
     def _count(self, judgement: Judgement) -> None:
         self.spent += judgement.get("cost") or 0.0
         if "reply" in judgement:
-            self.replies.setdefault(judgement["prompt"], []).append(_verdict(judgement) is not None)
+            self.replies.setdefault(judgement["prompt"], []).append(read_verdict(judgement) is not None)
 
     def _cost(self, reply: JudgeReply) -> float | None:
         if self.price is None or reply.tokens_in is None or reply.tokens_out is None:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypedDict, cast
 
 from pave.types import Question, UserError
 from pave.utils.atomic import write_text
 from pave.utils.json_files import read_json, read_jsonl
+
+if TYPE_CHECKING:
+    from typing_extensions import NotRequired
+
+    from pave.evaluation.judge_summary import JudgeSummary
 
 PREDICTIONS, METRICS, MANIFEST, PARTS = "predictions.jsonl", "metrics.json", "manifest.json", "parts"
 EXPECTED = "a folder that `pave eval` wrote"
@@ -17,16 +22,47 @@ Record = dict[str, str]
 """One line: `qid`, and `text` or the `error` that kept the question from being read."""
 
 
+class Coverage(TypedDict):
+    """Numbers of questions."""
+
+    questions: int
+    """Of the split."""
+    asked: int
+    answered: int
+    missing: int
+    empty: int
+    """Answers without text."""
+
+
+class Metrics(TypedDict):
+    """The content of metrics.json."""
+
+    task: str
+    split: str
+    prompts: str | None
+    """Hash of the prompts, where the manifest tells it."""
+    probes: dict[str, str]
+    """Perturbation of each side-channel; empty for none."""
+    about: dict[str, str]
+    limit: int | None
+    coverage: Coverage
+    unreadable: int
+    metrics: dict[str, float]
+    chance: dict[str, float]
+    judge: NotRequired[JudgeSummary | None]
+    """For a task with a judge; None if it has not been asked."""
+
+
 class Change(NamedTuple):
     """An entry that differs between two manifests; None where one of them lacks it."""
 
     name: str
     """Keys from the outside in, joined by dots."""
-    before: Any
-    after: Any
+    before: object
+    after: object
 
 
-def claim_run_folder(path: Path, manifest: Mapping[str, Any]) -> None:
+def claim_run_folder(path: Path, manifest: Mapping[str, object]) -> None:
     """Write the manifest, or check that the folder was written under an equal one: a folder holds one run.
 
     Raises UserError naming what differs, and for answers without a manifest.
@@ -43,7 +79,7 @@ def claim_run_folder(path: Path, manifest: Mapping[str, Any]) -> None:
         raise UserError(f"{path}: answers of another run: {text}; choose another folder or delete {path.parent}")
 
 
-def changed_entries(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
+def changed_entries(before: Mapping[str, object], after: Mapping[str, object]) -> list[Change]:
     """List what differs between two manifests, `before` read from JSON."""
     entries_before = _flatten(before)
     # Through JSON, which makes lists of tuples.
@@ -54,11 +90,11 @@ def changed_entries(before: Mapping[str, Any], after: Mapping[str, Any]) -> list
     return [change for change in changes if change.before != change.after]
 
 
-def _flatten(value: Any, name: str = "") -> dict[str, Any]:
+def _flatten(value: object, name: str = "") -> dict[str, object]:
     """Nested entries under dotted names."""
     if not isinstance(value, dict):
         return {name: value}
-    entries: dict[str, Any] = {}
+    entries: dict[str, object] = {}
     for key, inner in value.items():
         entries |= _flatten(inner, f"{name}.{key}".lstrip("."))
     return entries
@@ -111,7 +147,7 @@ def read_records(file: Path, allow_partial_last_line: bool = False) -> list[Reco
     return read_jsonl(file, "a prediction with qid and text", _parse_record, allow_partial_last_line)
 
 
-def _parse_record(line: Mapping[str, Any]) -> Record:
+def _parse_record(line: Mapping[str, str]) -> Record:
     """Take the known entries of a line. Raises KeyError or TypeError if it is no prediction."""
     record = {key: line[key] for key in ("qid", "text", "error") if line.get(key) is not None}
     if not all(isinstance(value, str) for value in (record["qid"], *record.values())):
@@ -119,6 +155,7 @@ def _parse_record(line: Mapping[str, Any]) -> Record:
     return record
 
 
-def read_metrics(folder: Path) -> dict[str, Any]:
+def read_metrics(folder: Path) -> Metrics:
     """Read the scores of a folder that `pave eval` wrote. Raises UserError where there are none."""
-    return read_json(folder / METRICS, EXPECTED, ("task", "split", "metrics", "chance", "coverage"))
+    keys = ("task", "split", "metrics", "chance", "coverage")
+    return cast("Metrics", read_json(folder / METRICS, EXPECTED, keys))

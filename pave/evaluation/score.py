@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from pave.evaluation import judge_ledger, run_folder
-from pave.evaluation.run_folder import EXPECTED, MANIFEST, METRICS
+from pave.evaluation import judge_ledger, judge_summary, run_folder
+from pave.evaluation.run_folder import EXPECTED, MANIFEST, METRICS, Metrics
 from pave.tasks.base import Task, get_task
 from pave.tasks.metrics.judge_verdicts import JudgedPrediction
 from pave.types import Prediction, Question, UserError
@@ -30,7 +30,7 @@ class Answers(NamedTuple):
 
 def score(
     predictions: Path, task: str, split: str, root: Path, limit: int | None = None, allow_missing: bool = False
-) -> dict[str, Any]:
+) -> Metrics:
     """Score a predictions file, or a folder of `pave eval`, its parts merged first; write metrics.json, samples.jsonl.
 
     The first `limit` questions count, or all. Raises UserError for a broken line, and for an unknown, a repeated or,
@@ -44,10 +44,14 @@ def score(
 
     answers = read_answers(predictions, questions, asked, allow_missing)
     texts = [answers.by_qid[q.qid].text for q in asked if q.qid in answers.by_qid]
-    result = {
+    manifest_file = predictions.with_name(MANIFEST)
+    # Predictions from elsewhere have no manifest.
+    manifest = read_json(manifest_file, EXPECTED) if manifest_file.is_file() else {}
+    result: Metrics = {
         "task": task,
         "split": split,
-        **_describe_prompts(predictions.with_name(MANIFEST)),
+        "prompts": manifest.get("prompts"),
+        "probes": {name: side["probe"] for name, side in manifest.get("sides", {}).items()},
         "about": plugin.describe(split),
         "limit": limit,
         "coverage": {
@@ -63,7 +67,7 @@ def score(
     }
     if plugin.needs_judge:
         cases = plugin.judge_cases(asked)
-        result["judge"] = judge_ledger.summary(predictions, cases, questions, answers.by_qid)
+        result["judge"] = judge_summary.summary(predictions, cases, questions, answers.by_qid)
 
     write_text(predictions.with_name(METRICS), json.dumps(result, indent=1))
     lines = [_sample_line(plugin, question, answers.by_qid.get(question.qid)) for question in asked]
@@ -73,7 +77,7 @@ def score(
 
 def _sample_line(task: Task, question: Question, answer: Prediction | None) -> str:
     """One question and its answer, for people to read."""
-    sample: dict[str, Any] = {
+    sample: dict[str, object] = {
         "qid": question.qid,
         "video": question.video,
         "group": question.group,
@@ -102,13 +106,6 @@ def read_answers(
     return Answers(judge_ledger.attach_verdicts(predictions, questions, answers), missing)
 
 
-def _describe_prompts(manifest_file: Path) -> dict[str, Any]:
-    """Say how the questions were asked, as far as a manifest tells; predictions from elsewhere have none."""
-    manifest = read_json(manifest_file, EXPECTED) if manifest_file.is_file() else {}
-    perturbations = {name: side["probe"] for name, side in manifest.get("sides", {}).items()}
-    return {"prompts": manifest.get("prompts"), "probes": perturbations}
-
-
 def limit_questions(questions: Sequence[Question], limit: int | None) -> Sequence[Question]:
     """Take the first `limit` questions, or all. Raises UserError for a limit below one."""
     if limit is not None and limit < 1:
@@ -122,7 +119,7 @@ def prompts_hash(task: Task, questions: Sequence[Question]) -> str:
     return hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:16]
 
 
-def table(result: Mapping[str, Any]) -> str:
+def table(result: Metrics) -> str:
     """Metrics as lines of name and value; then coverage, perturbations and the judge."""
     lines = [f"{name:<20}{value:>10.4g}" for name, value in result["metrics"].items()]
 
@@ -136,5 +133,5 @@ def table(result: Mapping[str, Any]) -> str:
 
     lines += [f"side-channel {name}: {perturbation}" for name, perturbation in result["probes"].items() if perturbation]
     if "judge" in result:
-        lines += judge_ledger.summary_lines(result["judge"])
+        lines += judge_summary.summary_lines(result["judge"])
     return "\n".join(lines)
