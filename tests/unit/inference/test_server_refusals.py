@@ -35,6 +35,7 @@ pytest_plugins = ["helpers.server_client"]
         ({"messages": [{"role": "system", "content": "Be nice."}], "video": "VIDEO"}, 400, "expected role 'user'"),
         ({"messages": [{"role": "user", "content": [7]}], "video": "VIDEO"}, 400, "expected text, or parts"),
         ({"messages": [{"role": "user"}], "video": "VIDEO"}, 400, "expected text, or parts"),
+        ({"messages": [{"role": "user", "content": 5}]}, 400, "no video"),
         ({"max_tokens": 17}, 400, "expected 1 to 16"),
     ],
 )
