@@ -1,19 +1,22 @@
-"""Two processes on a CPU: the same losses as one with twice the batch, exact resume, and what a lost rank does."""
+"""Two processes on a CPU: losses, log and weights of one with twice the batch, exact resume, and a lost rank."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import pytest
 import torch
 from helpers import fault_injection
-from helpers.distributed_runs import NO_DEEPSPEED, alone, make_joint_run, make_run
+from helpers.distributed_runs import NO_DEEPSPEED, make_joint_run, make_run, train_in_one_process
 from helpers.media_files import write_clip
 from helpers.paths import ROOT
+from helpers.random_checkpoints import save_trained
+from helpers.report_runs import SPEED, Checker, records
 from helpers.tiny_bases import make_internvl, make_port, make_ppllava, make_qwen, make_qwen3
 from helpers.tiny_model import TinySetup, make_base
 from helpers.training_runs import losses
@@ -23,8 +26,8 @@ from pave import config
 from pave.checkpoints import build
 from pave.config import BaseConfig, Config, LoraConfig
 from pave.models import trainable
-from pave.models.patched_model import Pave
-from pave.training import train
+from pave.models.patched_model import PatchedModel
+from pave.training import recipe, resume, train
 from pave.types import UserError
 
 WRAPPED = {
@@ -37,21 +40,14 @@ WRAPPED = {
 }
 """Classes of the layers that fill the memory."""
 FILES = ("patch.safetensors", "adapter_model.safetensors")
+SLOW = pytest.mark.slow
 
 
-def trained(folder: Path) -> dict[str, torch.Tensor]:
-    """Everything that a run has learnt: patch, LoRA, parts of the base."""
-    files = sorted(file for file in folder.iterdir() if file.name in (*FILES, trainable.FILE))
-    assert len(files) == 2
-    return {f"{file.name} {name}": x for file in files for name, x in load_file(file).items()}
-
-
-def make_whole_run(tiny_setup: TinySetup) -> Config:
+def make_base_run(tiny_setup: TinySetup, folder: Path) -> Config:
     """Tower, projector and LLM learn, as in the recipes of whole systems."""
     run = make_run(tiny_setup)
-    return dataclasses.replace(
-        run, base=dataclasses.replace(run.base, trainable=["tower", "projector", "llm"]), lora=LoraConfig(r=0)
-    )
+    base = dataclasses.replace(run.base, trainable=["tower", "projector", "llm"])
+    return dataclasses.replace(run, base=base, lora=LoraConfig(r=0))
 
 
 def make_uneven_run(tiny_setup: TinySetup, folder: Path) -> Config:
@@ -60,112 +56,133 @@ def make_uneven_run(tiny_setup: TinySetup, folder: Path) -> Config:
     for name in ("train_00000", "train_00003"):
         write_clip(root / f"videos/{name}.mp4", frames=50, size=(64, 64))
     run = make_run(tiny_setup)
-    return dataclasses.replace(
-        run,
-        base=dataclasses.replace(run.base, frames=6, fps=1.0),
-        data=dataclasses.replace(run.data, root=str(root)),
-    )
+    base = dataclasses.replace(run.base, frames=6, fps=1.0)
+    return dataclasses.replace(run, base=base, data=dataclasses.replace(run.data, root=str(root)))
 
 
-def run_of(kind: str, tiny_setup: TinySetup, folder: Path) -> Config:
-    """One of the above."""
-    if kind == "joint":
-        return make_joint_run(tiny_setup, folder)
-    if kind == "uneven":
-        return make_uneven_run(tiny_setup, folder)
-    return make_run(tiny_setup) if kind == "one" else make_whole_run(tiny_setup)
+def trained_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Everything that a run has learnt: patch, LoRA, parts of the base."""
+    files = sorted(file for file in folder.iterdir() if file.name in (*FILES, trainable.BASE_FILE))
+    assert len(files) == 2
+    return {f"{file.name} {name}": x for file in files for name, x in load_file(file).items()}
 
 
 def check_equal(one: Path, two: Path) -> None:
     """Losses to 1e-5, and the trained weights."""
     assert losses(two) == pytest.approx(losses(one), abs=1e-5)
-    a, b = trained(one / "final"), trained(two / "final")
-    assert a.keys() == b.keys()
-    assert max((a[name] - b[name]).abs().max().item() for name in a) < 1e-5
+    expected, actual = trained_weights(one / "final"), trained_weights(two / "final")
+    assert expected.keys() == actual.keys()
+    assert max((expected[name] - actual[name]).abs().max().item() for name in expected) < 1e-5
+
+
+def check_same_log(one: Path, two: Path) -> None:
+    """Two processes log the numbers of one, but those of the clock, and write a report."""
+    for expected, actual in zip(records(one), records(two), strict=True):
+        assert set(expected) == set(actual)
+        for name in set(expected) - SPEED:
+            assert actual[name] == pytest.approx(expected[name], rel=1e-3, abs=1e-6), (name, expected["step"])
+        samples = [record["samples_per_second"] * record["seconds"] for record in (expected, actual)]
+        assert samples[0] == pytest.approx(samples[1])
+    names = {name for record in records(two) for name in record}
+    assert {"patch/audio/relative_magnitude", "patch/echo/update_norm", "lora/grad_norm"} <= names
+    assert json.loads((two / "run.json").read_text())["hardware"].startswith("2 process(es) on a CPU")
+    Checker((two / "report.html").read_text())
 
 
 def check_resumed(out: Path) -> None:
-    """What faults.interrupted leaves: bit by bit the same."""
+    """The two runs of fault_injection.run_interrupted are the same, bit by bit."""
     assert losses(out / "stopped") == losses(out / "whole")
-    a, b = trained(out / "whole/final"), trained(out / "stopped/final")
-    assert all(torch.equal(a[name], b[name]) for name in a)
+    expected, actual = trained_weights(out / "whole/final"), trained_weights(out / "stopped/final")
+    assert all(torch.equal(expected[name], actual[name]) for name in expected)
 
 
-def test_two_processes(tiny_setup: TinySetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, joint = make_run(tiny_setup), make_joint_run(tiny_setup, tmp_path)
-    single, mixed = str(tmp_path / "run.yaml"), str(tmp_path / "joint.yaml")
-    Path(single).write_text(config.dump(run))
-    Path(mixed).write_text(config.dump(joint))
-    done = fault_injection.launch(
-        ["plain", single, f"{tmp_path}/two"],
-        ["interrupted", single, f"{tmp_path}/resumed", "lora.dropout=0.1"],
-        ["interrupted", mixed, f"{tmp_path}/mixed"],
-        how=fault_injection.ACCELERATE,
+def test_two_processes(tiny_setup: TinySetup, tmp_path: Path) -> None:
+    single, joint = make_run(tiny_setup), make_joint_run(tiny_setup, tmp_path)
+    single_file, joint_file = tmp_path / "single.yaml", tmp_path / "joint.yaml"
+    single_file.write_text(config.dump(single))
+    joint_file.write_text(config.dump(joint))
+    process = fault_injection.launch(
+        ["interrupted", str(single_file), f"{tmp_path}/dropout", "lora.dropout=0.1"],
+        ["interrupted", str(joint_file), f"{tmp_path}/joint"],
+        launcher=fault_injection.ACCELERATE,
     )
-    assert done.returncode == 0, done.stderr
-    check_equal(alone(run, tmp_path / "one", monkeypatch), tmp_path / "two")
-    check_equal(alone(joint, tmp_path / "joint", monkeypatch), tmp_path / "mixed/whole")
-    check_resumed(tmp_path / "resumed")
-    check_resumed(tmp_path / "mixed")
-    names = {f.name for f in (tmp_path / "two/checkpoint-4").iterdir()}
+    assert process.returncode == 0, process.stderr
+    one = train_in_one_process(joint, tmp_path / "one")
+    check_equal(one, tmp_path / "joint/whole")
+    check_same_log(one, tmp_path / "joint/whole")
+    check_resumed(tmp_path / "dropout")
+    check_resumed(tmp_path / "joint")
+    names = {file.name for file in (tmp_path / "joint/whole/checkpoint-4").iterdir()}
     assert names >= {"rng_state_0.pth", "rng_state_1.pth", "trainer_state.json", "optimizer.pt", *FILES}
 
 
 def test_a_dead_rank_ends_the_run_with_a_message(tiny_setup: TinySetup, tmp_path: Path) -> None:
+    """Otherwise `launch` would time out: the other rank waits twice as long."""
     (tmp_path / "run.yaml").write_text(config.dump(make_run(tiny_setup)))
-    start = time.monotonic()
-    done = fault_injection.launch(["dead", f"{tmp_path}/run.yaml", f"{tmp_path}/out"], how=fault_injection.TORCHRUN)
-    assert done.returncode != 0
-    assert time.monotonic() - start < 60
-    assert "rank      : 1" in done.stderr
-    assert "SIGKILL" in done.stderr
-    assert Path(train.newest_checkpoint(tmp_path / "out")).name == "checkpoint-2"
+    run = ["dead", f"{tmp_path}/run.yaml", f"{tmp_path}/out"]
+    process = fault_injection.launch(run, launcher=fault_injection.TORCHRUN)
+    assert process.returncode != 0
+    assert "rank      : 1" in process.stderr
+    assert "SIGKILL" in process.stderr
+    assert resume.newest_checkpoint(tmp_path / "out").name == "checkpoint-2"
 
 
 @pytest.mark.parametrize(
-    "kind", ["joint", "uneven", *(pytest.param(name, marks=pytest.mark.slow) for name in ("one", "whole"))]
+    "make", [make_joint_run, make_uneven_run, pytest.param(make_base_run, marks=SLOW)], ids=["joint", "uneven", "base"]
 )
-def test_fsdp2(tiny_setup: TinySetup, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = ["train.fsdp=true", f"train.fsdp_config={ROOT}/configs/fsdp2.json"]
-    in_pieces(run_of(kind, tiny_setup, tmp_path), options, tmp_path, monkeypatch)
+def test_fsdp2(tiny_setup: TinySetup, tmp_path: Path, make: Callable[[TinySetup, Path], Config]) -> None:
+    options = ["train.fsdp=true", f"train.fsdp_config={ROOT}/configs/distributed/fsdp2.json"]
+    check_sharded(make(tiny_setup, tmp_path), options, tmp_path)
     assert (tmp_path / "run/whole/checkpoint-4/pytorch_model_fsdp.bin").exists()
+    if make is make_joint_run:
+        check_same_log(tmp_path / "one", tmp_path / "run/whole")
 
 
 @NO_DEEPSPEED
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", [2, 3])
-@pytest.mark.parametrize("kind", ["one", "joint", "whole", "uneven"])
-def test_zero(tiny_setup: TinySetup, tmp_path: Path, kind: str, stage: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    start = run_of(kind, tiny_setup, tmp_path)
-    first = alone(start, tmp_path / "start", monkeypatch) / "final"
+@SLOW
+@pytest.mark.parametrize(
+    ("stage", "make"),
+    # ZeRO-2 shards neither parameters nor the work on a batch: a base or videos of other sizes change nothing there.
+    [(2, make_joint_run), (3, make_joint_run), (3, make_base_run), (3, make_uneven_run)],
+    ids=["2-joint", "3-joint", "3-base", "3-uneven"],
+)
+def test_zero(tiny_setup: TinySetup, tmp_path: Path, stage: int, make: Callable[[TinySetup, Path], Config]) -> None:
+    run = make(tiny_setup, tmp_path)
     # ZeRO-3 loads the base in another way, which leaves other random numbers for a fresh patch.
-    sides = {side: dataclasses.replace(patch, init_from=str(first)) for side, patch in start.sides.items()}
-    lora = dataclasses.replace(start.lora, init_from=str(first) if start.lora.r else "")
+    source = str(save_trained(run, tmp_path / "source", 0))
+    sides = {name: dataclasses.replace(side, init_from=source) for name, side in run.sides.items()}
+    lora = dataclasses.replace(run.lora, init_from=source if run.lora.r else "")
     options = [f"train.deepspeed={ROOT}/configs/distributed/zero{stage}.json"]
-    in_pieces(dataclasses.replace(start, sides=sides, lora=lora), options, tmp_path, monkeypatch)
-    pieces = {f.name for f in (tmp_path / "run/whole/checkpoint-4/global_step4").iterdir()}
-    assert {name for name in pieces if "optim_states" in name} == {
-        f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in (0, 1)
-    }
+    check_sharded(dataclasses.replace(run, sides=sides, lora=lora), options, tmp_path)
+
+    shards = {file.name for file in (tmp_path / "run/whole/checkpoint-4/global_step4").iterdir()}
+    expected = {f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in (0, 1)}
+    assert {name for name in shards if "optim_states" in name} == expected
+    for record in records(tmp_path / "run/whole"):
+        assert {"grad_norm", "patch/audio/learning_rate", *SPEED} <= set(record)
+        # ZeRO's gradients and updates are shards, inside the backward pass.
+        assert not any(name.endswith(("/grad_norm", "/update_norm")) for name in record)
+        if run.lora.r:
+            assert record["patch/audio/learning_rate"] >= record["lora/learning_rate"]
+
+
+def check_sharded(run: Config, options: list[str], out: Path) -> None:
+    """Two ranks that share parameters do a run as one process does, and resume it bit by bit."""
+    (out / "run.yaml").write_text(config.dump(run))
+    arguments = ["interrupted", f"{out}/run.yaml", f"{out}/run", *options]
+    process = fault_injection.launch(arguments, launcher=fault_injection.TORCHRUN)
+    assert process.returncode == 0, process.stderr
+    check_equal(train_in_one_process(run, out / "one"), out / "run/whole")
+    check_resumed(out / "run")
 
 
 @pytest.mark.parametrize("name", WRAPPED)
 def test_fsdp2_gathers_the_layers_of_every_base_one_by_one(name: str, tmp_path: Path) -> None:
     make, layers = WRAPPED[name]
     newline: Literal["grid", "no_token"] = "grid" if name == "llava_onevision" else "no_token"
-    model = Pave(build.load_base(BaseConfig(name, str(make(tmp_path)), newline=newline), weights=False), {})
+    base = build.load_base(BaseConfig(name, str(make(tmp_path)), newline=newline), weights=False)
+    model = PatchedModel(base, {})
     assert {*layers} <= {*model._no_split_modules} <= {type(part).__name__ for part in model.modules()}
-
-
-def in_pieces(run: Config, options: list[str], out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two ranks that share parameters do a run as one process does, and resume it bit by bit."""
-    (out / "run.yaml").write_text(config.dump(run))
-    done = fault_injection.launch(
-        ["interrupted", f"{out}/run.yaml", f"{out}/run", *options], how=fault_injection.TORCHRUN
-    )
-    assert done.returncode == 0, done.stderr
-    check_equal(alone(run, out / "alone", monkeypatch), out / "run/whole")
-    check_resumed(out / "run")
 
 
 @pytest.mark.parametrize(
@@ -177,7 +194,7 @@ def in_pieces(run: Config, options: list[str], out: Path, monkeypatch: pytest.Mo
         ("int8", {}, r"base\.quantize=int8: the package bitsandbytes is not installed; pip install bitsandbytes, or"),
     ],
 )
-def test_what_cannot_be(
+def test_impossible_settings(
     tiny_setup: TinySetup, tmp_path: Path, quantize: str, option: dict, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make_run(tiny_setup)
@@ -187,8 +204,10 @@ def test_what_cannot_be(
         train.main(dataclasses.replace(run, base=base, train={**run.train, **option}), tmp_path)
 
 
-def test_ranks_are_ready_for_a_side_channel_that_only_some_have(tiny_setup: TinySetup, tmp_path: Path) -> None:
+@pytest.mark.parametrize("missing", ["error", "absent"])
+def test_ranks_are_ready_for_a_side_channel_that_only_some_have(
+    tiny_setup: TinySetup, tmp_path: Path, missing: Literal["error", "absent"]
+) -> None:
     run = make_run(tiny_setup)
-    gaps = dataclasses.replace(run, data=dataclasses.replace(run.data, missing="absent"))
-    found = [train.training_arguments(one, tmp_path).ddp_find_unused_parameters for one in (run, gaps)]
-    assert found == [False, True]
+    run = dataclasses.replace(run, data=dataclasses.replace(run.data, missing=missing))
+    assert recipe.training_arguments(run, tmp_path).ddp_find_unused_parameters == (missing == "absent")

@@ -1,6 +1,6 @@
-"""Training with faults on demand, in processes of its own, which the tests of kills and of several ranks start.
+"""Training with faults on demand, in processes of its own.
 
-python [-m torch.distributed.run ...] tests/faults.py FAULT RUN.yaml OUT [key=value ...] [-- FAULT RUN.yaml OUT ...]
+python [-m torch.distributed.run ...] fault_injection.py FAULT RUN.yaml OUT [key=value ...] [-- FAULT RUN.yaml OUT ...]
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from transformers import TrainerState
 
 from pave import config
 from pave.checkpoints import patch_folder
-from pave.tasks import sideworld
+from pave.config import Config
+from pave.models.patched_model import PatchedModel
+from pave.tasks.sideworld import Task
 from pave.training import train
 from pave.types import Question
 
@@ -31,11 +33,11 @@ ACCELERATE = (
 )
 
 
-def launch(*runs: list[str], how: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+def launch(*runs: list[str], launcher: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
     """Do these runs, one after the other, in one process or in two ranks of a launcher."""
     arguments = [text for run in runs for text in ("--", *run)][1:]
     return subprocess.run(
-        [sys.executable, *how, __file__, *arguments],
+        [sys.executable, *launcher, __file__, *arguments],
         capture_output=True,
         text=True,
         timeout=300,
@@ -44,44 +46,66 @@ def launch(*runs: list[str], how: Sequence[str] = ()) -> subprocess.CompletedPro
     )
 
 
-def wordy(question: Question) -> str:
+def target_of_several_lengths(task: Task, question: Question) -> str:
     """Answers of one to four words, so that ranks and micro-batches hold different numbers of label tokens."""
     return " ".join(question.answers * (1 + len(question.text) % 4))
 
 
-def plain(run: str, out: str, *overrides: str) -> None:
-    """As `pave train`."""
-    train.main(settings(run, overrides), Path(out))
+def fail_after(micro_batches: int, fault: Callable[[], None]) -> Callable[..., Any]:
+    """A PaveTrainer.training_step with a fault once so many micro-batches are done."""
+    training_step, calls = train.PaveTrainer.training_step, itertools.count()
+
+    def faulty_step(self: train.PaveTrainer, *arguments: Any) -> Any:
+        if next(calls) == micro_batches:
+            fault()
+        return training_step(self, *arguments)
+
+    return faulty_step
 
 
-def interrupted(run: str, out: str, *overrides: str) -> None:
-    """The whole run, then the same with a stop in its ninth micro-step, resumed."""
-    plain(run, f"{out}/whole", *overrides)
-    step = train.PaveTrainer.training_step
-    at_micro_step(9, interrupt)
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def kill_rank_1() -> None:
+    if os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def run_plain(run: str, out: str, *overrides: str, resume: bool = False) -> None:
+    """Train as `pave train`, on answers of several lengths."""
+    Task.target = target_of_several_lengths
+    train.main(config.load(run, overrides), Path(out), resume)
+
+
+def run_interrupted(run: str, out: str, *overrides: str) -> None:
+    """Do the whole run, then the same with a stop in its fifth step, and resume it."""
+    run_plain(run, f"{out}/whole", *overrides)
+    training_step = train.PaveTrainer.training_step
+    train.PaveTrainer.training_step = fail_after(9, interrupt)
     try:
-        plain(run, f"{out}/stopped", *overrides)
+        run_plain(run, f"{out}/stopped", *overrides)
     except KeyboardInterrupt:
-        train.PaveTrainer.training_step = step
-    train.main(settings(run, overrides), Path(out, "stopped"), resume=True)
+        train.PaveTrainer.training_step = training_step
+    run_plain(run, f"{out}/stopped", *overrides, resume=True)
 
 
-def dead(run: str, out: str, *overrides: str) -> None:
-    """Rank 1 dies."""
-    at_micro_step(5, die)
-    plain(run, out, *overrides)
+def run_with_dead_rank(run: str, out: str, *overrides: str) -> None:
+    """Kill rank 1 in the third step."""
+    train.PaveTrainer.training_step = fail_after(5, kill_rank_1)
+    run_plain(run, out, *overrides)
 
 
-def killed(run: str, out: str, *overrides: str) -> None:
-    """For each point of a save a run that is killed there, into OUT/POINT."""
+def run_killed(run: str, out: str, *overrides: str) -> None:
+    """Do for each point of a save a run that is killed there, into OUT/POINT."""
     for point in POINTS:
         # Forked before torch has done anything, which spares the imports.
         child = os.fork()
         if child == 0:
-            stop_at(point, Path(out, point))
-            plain(run, f"{out}/{point}", *overrides)
+            halt_at(point, Path(out, point))
+            run_plain(run, f"{out}/{point}", *overrides)
             os._exit(0)
-        while not Path(out, point, "now").exists():
+        while not Path(out, point, "halted").exists():
             if os.waitpid(child, os.WNOHANG) != (0, 0):
                 raise SystemExit(f"{point}: the run ended by itself")
             time.sleep(0.05)
@@ -89,67 +113,42 @@ def killed(run: str, out: str, *overrides: str) -> None:
         os.waitpid(child, 0)
 
 
-def settings(run: str, overrides: tuple[str, ...]) -> config.Config:
-    """The config of a run, with answers of several lengths."""
-    sideworld.Task.target = staticmethod(wordy)
-    return config.load(run, overrides)
-
-
-def at_micro_step(number: int, fault: Callable[[], None]) -> None:
-    """Let a fault happen when so many micro-batches are done."""
-    step, calls = train.PaveTrainer.training_step, itertools.count()
-
-    def faulty(self: train.PaveTrainer, *arguments: Any) -> Any:
-        if next(calls) == number:
-            fault()
-        return step(self, *arguments)
-
-    train.PaveTrainer.training_step = faulty
-
-
-def interrupt() -> None:
-    raise KeyboardInterrupt
-
-
-def die() -> None:
-    if os.environ["RANK"] == "1":
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
 POINTS = ("patch", "optimizer", "state", "final")
 
 
-def stop_at(point: str, out: Path) -> None:
-    """Stand still in the middle of the second save, or of the last, when `point` is half written."""
-    write, save, rng = patch_folder.write, TrainerState.save_to_json, train.PaveTrainer._save_rng_state
+def halt_at(point: str, out: Path) -> None:
+    """Stand still in the middle of the second save, or of the last, when the file of `point` is half written."""
+    write, save_to_json = patch_folder.write, TrainerState.save_to_json
+    save_rng_state = train.PaveTrainer._save_rng_state
 
-    def half(file: Path) -> None:
+    def halve(file: Path) -> None:
         os.truncate(file, file.stat().st_size // 2)
-        (out / "now").touch()
+        (out / "halted").touch()
         time.sleep(600)
 
-    def patch(model: Any, run: config.Config, folder: Path) -> None:
+    def write_half_patch(model: PatchedModel, run: Config, folder: Path) -> None:
         write(model, run, folder)
         if folder.name.startswith({"patch": "checkpoint-4", "final": ".final"}.get(point, "never")):
-            half(folder / patch_folder.PATCH_FILE)
+            halve(folder / patch_folder.PATCH_FILE)
 
-    def optimizer(self: train.PaveTrainer, folder: str) -> None:
+    def halve_optimizer(self: train.PaveTrainer, folder: str) -> None:
         if point == "optimizer" and Path(folder).name == "checkpoint-4":
-            half(Path(folder, "optimizer.pt"))
-        rng(self, folder)
+            halve(Path(folder, "optimizer.pt"))
+        save_rng_state(self, folder)
 
-    def state(self: TrainerState, file: str) -> None:
-        save(self, file)
+    def save_half_state(self: TrainerState, file: str) -> None:
+        save_to_json(self, file)
         if point == "state" and Path(file).parent.name == "checkpoint-4":
-            half(Path(file))
+            halve(Path(file))
 
-    patch_folder.write, TrainerState.save_to_json, train.PaveTrainer._save_rng_state = patch, state, optimizer
+    patch_folder.write, TrainerState.save_to_json = write_half_patch, save_half_state
+    train.PaveTrainer._save_rng_state = halve_optimizer
 
 
-FAULTS = {"plain": plain, "interrupted": interrupted, "dead": dead, "killed": killed}
+RUNS = {"plain": run_plain, "interrupted": run_interrupted, "dead": run_with_dead_rank, "killed": run_killed}
 
 if __name__ == "__main__":
-    for last, group in itertools.groupby(sys.argv[1:], lambda text: text == "--"):
-        if not last:
-            fault, *rest = group
-            FAULTS[fault](*rest)
+    for is_separator, words in itertools.groupby(sys.argv[1:], lambda word: word == "--"):
+        if not is_separator:
+            kind, *run_arguments = words
+            RUNS[kind](*run_arguments)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
+from helpers import fault_injection
 from pave.checkpoints import build
 from pave.config import Config
 from pave.training import train
@@ -28,15 +28,8 @@ def check_same_weights(expected: Path, actual: Path) -> None:
 
 def train_interrupted(config: Config, out: Path, micro_step: int) -> None:
     """Start a run that is interrupted in this micro-step."""
-    training_step, calls = train.PaveTrainer.training_step, []
-
-    def interrupt(self: train.PaveTrainer, *arguments: Any) -> torch.Tensor:
-        calls.append(1)
-        if len(calls) == micro_step:
-            raise KeyboardInterrupt
-        return training_step(self, *arguments)
-
+    faulty_step = fault_injection.fail_after(micro_step - 1, fault_injection.interrupt)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.PaveTrainer, "training_step", interrupt)
+        patch.setattr(train.PaveTrainer, "training_step", faulty_step)
         with pytest.raises(KeyboardInterrupt):
             train.main(config, out)

@@ -26,7 +26,7 @@ class SoundStream(SceneStream[tuple[Tensor, Tensor, Tensor]]):
 
     def make_example(self, scene: world.Scene, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Compute the share of each quarter second that the sound fills."""
-        mel = mel_windows(torch.from_numpy(world.sound(scene))[None])
+        mel = mel_windows(torch.from_numpy(world.synthesize_sound(scene))[None])
         edges = torch.arange(len(mel))[:, None] + torch.arange(QUARTERS + 1) / 4
         start, end = scene.heard_at, scene.heard_at + world.SOUND_SECONDS
         overlap = edges[:, 1:].clamp(max=end) - edges[:, :-1].clamp(min=start)

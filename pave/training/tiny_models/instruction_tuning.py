@@ -44,7 +44,7 @@ def encode_scenes(tiny: TinyBase, count: int, first: int) -> list[EncodedScene]:
     frames = key_frames(tiny.frames)
     seconds = torch.from_numpy(frames / world.FPS).float().view(TOKEN_ROWS, -1).mean(1)
     for i in tqdm(range(count), desc="encode", unit="scene"):
-        scene, rng = world.scene(first + i), np.random.default_rng(first + i)
+        scene, rng = world.draw_scene(first + i), np.random.default_rng(first + i)
         views = [tiny.base.preprocess(add_noise(view, rng)) for view in render_captioned(scene, frames)]
         questions = sideworld.scene_questions(scene)
         index = i % len(questions)

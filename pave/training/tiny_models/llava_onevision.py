@@ -83,7 +83,7 @@ class SceneFrames(Dataset[tuple[world.Scene, Tensor]]):
         return self.scenes
 
     def __getitem__(self, index: int) -> tuple[world.Scene, Tensor]:
-        scene = world.scene(self.first_seed + index)
+        scene = world.draw_scene(self.first_seed + index)
         plain, captioned = render_captioned(scene, key_frames(FRAMES))
         frames = np.concatenate([plain, captioned.astype(np.uint8)])
         return scene, self.base.preprocess(add_noise(frames, np.random.default_rng(scene.seed)))

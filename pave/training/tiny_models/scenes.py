@@ -34,7 +34,7 @@ class SceneStream(IterableDataset[ExampleT], ABC):
 
     def __iter__(self) -> Iterator[ExampleT]:
         for index in itertools.count(first_seed(self.seed)):
-            yield self.make_example(world.scene(index), np.random.default_rng(index))
+            yield self.make_example(world.draw_scene(index), np.random.default_rng(index))
 
     @abstractmethod
     def make_example(self, scene: world.Scene, rng: np.random.Generator) -> ExampleT:
@@ -55,7 +55,7 @@ def scene_facts(scene: world.Scene) -> Tensor:
 
 def thing_heights(scene: world.Scene, frames: np.ndarray) -> np.ndarray:
     """Rows of the things' centres in frames int[T], as shares of the frame's height: float[T,2]."""
-    rows = [world.centre(thing, frames / world.FPS)[1] for thing in scene.things]
+    rows = [world.center_at(thing, frames / world.FPS)[1] for thing in scene.things]
     return np.stack(rows, 1) / world.SIZE
 
 

@@ -108,7 +108,7 @@ class RelevanceStream(SceneStream[tuple[Tensor, Tensor, Tensor]]):
         middles = (np.arange(self.base.edge) + 0.5) * world.SIZE / self.base.edge
         is_relevant = np.zeros((len(self.key_frames), self.base.edge, self.base.edge), bool)
         for thing in things_by_kind.get(question.group, scene.things):
-            x, y = world.centre(thing, self.key_frames / world.FPS)
+            x, y = world.center_at(thing, self.key_frames / world.FPS)
             in_column = np.abs(middles - x[:, None]) < thing.radius + 2
             in_row = np.abs(middles - y[:, None]) < thing.radius + 2
             is_relevant |= in_row[:, :, None] & in_column[:, None]

@@ -141,7 +141,7 @@ def test_relevant_patches_are_where_the_thing_is() -> None:
     frames = list(vision_distillation.key_frames(8))
     middles = [int(i * 64 / 6 + 5) for i in range(6)]
     for i, (_, prompt_ids, is_relevant) in zip(range(5), vision_distillation.RelevanceStream(base, 8, 0)):
-        scene = world.scene(FIRST_SEED + i)
+        scene = world.draw_scene(FIRST_SEED + i)
         question = task.scene_questions(scene)[(FIRST_SEED + i) % 5]
         assert prompt_ids.tolist()[0] == base.prompt_tokenizer.convert_tokens_to_ids("<|startoftext|>")
         grid = is_relevant.view(8, 6, 6).numpy()
@@ -177,7 +177,7 @@ def carried(tmp_path_factory: pytest.TempPathFactory) -> CarriedPatch:
 def test_before_pooling_a_patch_that_adds_nothing_changes_nothing(carried: CarriedPatch) -> None:
     path = carried.config.base.path
     after, before = [get_base(name).load(path) for name in ("ppllava", "experiments.patch_before_pooling")]
-    pixels = after.preprocess(world.render(world.scene(0), range(8)))[None]
+    pixels = after.preprocess(world.render(world.draw_scene(0), range(8)))[None]
     prompt_ids = torch.tensor([after.chat("Which sound is heard?").prompt_ids])
     unpooled, pooled = before.encode(pixels, prompt_ids), after.encode(pixels, prompt_ids)
     assert (unpooled.query.shape, pooled.query.shape) == ((1, 4, 72, 96), (1, 4, 4, 96))

@@ -173,7 +173,7 @@ def test_checkpoint_of_another_base_is_refused(tiny_setup: TinySetup, tmp_path: 
 def test_the_loss_is_the_mean_of_a_steps_label_tokens_or_of_micro_batches(
     tiny_setup: TinySetup, tmp_path: Path, whole_step: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sideworld.Task, "target", staticmethod(fault_injection.wordy))
+    monkeypatch.setattr(sideworld.Task, "target", fault_injection.target_of_several_lengths)
     config = make_config(*tiny_setup, max_steps=1, average_tokens_across_devices=whole_step)
     config = dataclasses.replace(config, lora=LoraConfig(r=2, dropout=0.0))
     train.main(config, tmp_path)
