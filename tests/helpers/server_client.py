@@ -20,10 +20,8 @@ import torch
 
 from helpers.random_checkpoints import save_trained, side_config
 from helpers.tiny_model import SIDE_DIM, TinySetup
-from pave.config import Config
 from pave.inference.session import load_with_patches
 from pave.models.encoders import imagebind_audio
-from pave.models.patched_model import PatchedModel
 
 QUESTION = "Which sound is heard? Answer with one word."
 MAX_WAITING = 8
@@ -136,23 +134,6 @@ def error(response: Any, status: int) -> str:
     return message
 
 
-@contextmanager
-def serve_here(model: PatchedModel, config: Config, ckpt: Path, video: Path) -> Iterator[Served]:
-    """A server in this process."""
-    from starlette.testclient import TestClient
-
-    from pave.inference.server import app as server
-
-    options = server.Options(max_megabytes=1, max_seconds=20, max_new_tokens=16, max_waiting=MAX_WAITING)
-    before = os.environ.get("GRADIO_TEMP_DIR")
-    with server.application(model, config, options) as app:
-        folder = Path(os.environ["GRADIO_TEMP_DIR"]).parent
-        with TestClient(app, "http://127.0.0.1") as client:
-            yield Served(client, folder, ckpt, video)
-    assert not folder.exists()
-    assert os.environ.get("GRADIO_TEMP_DIR") == before
-
-
 @pytest.fixture(scope="session")
 def patches(tiny_setup: TinySetup, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A trained folder for each side-channel, by the name that it has on the server."""
@@ -173,6 +154,16 @@ def patches(tiny_setup: TinySetup, tmp_path_factory: pytest.TempPathFactory) -> 
 def served(tiny_setup: TinySetup, patches: dict[str, Path]) -> Iterator[Served]:
     """One server for all tests, with all patches, as `--patch NAME=DIR` adds them."""
     pytest.importorskip("gradio", reason="needs the extra demo")
+    from starlette.testclient import TestClient
+
+    from pave.inference.server import app as server
+
     model, config = load_with_patches(patches["audio"], None, [], "cpu", [(name, str(patches[name])) for name in SIDES])
-    with serve_here(model, config, patches["audio"], tiny_setup.data / "videos/test_00000.mp4") as server:
-        yield server
+    options = server.Options(max_megabytes=1, max_seconds=20, max_new_tokens=16, max_waiting=MAX_WAITING)
+    before = os.environ.get("GRADIO_TEMP_DIR")
+    with server.application(model, config, options) as app:
+        folder = Path(os.environ["GRADIO_TEMP_DIR"]).parent
+        with TestClient(app, "http://127.0.0.1") as client:
+            yield Served(client, folder, patches["audio"], tiny_setup.data / "videos/test_00000.mp4")
+    assert not folder.exists()
+    assert os.environ.get("GRADIO_TEMP_DIR") == before
