@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 from pave.tasks._annotations import Record, field, has_field, id_field, read_questions, read_records, unique_ids
 from pave.types import Question, UserError
@@ -38,13 +37,6 @@ def question_word(record: Record) -> str:
     return word if word in QUESTION_WORDS else ""
 
 
-class _Answer(NamedTuple):
-    text: str
-    qid: str
-    """Empty where the file has no ids."""
-    group: str
-
-
 def read_two_files(
     question_file: Path, answer_file: Path, video_path: VideoPath, answer_group: Callable[[Record], str] | None = None
 ) -> list[Question]:
@@ -58,28 +50,22 @@ def read_two_files(
         text, video = field(record, "question", str), video_path(id_field(record, "video_name"))
         yield Question(id_field(record, "question_id"), video, text, (), question_word(record))
 
-    def parse_answer(record: Record) -> Iterable[_Answer]:
+    def parse_answer(record: Record) -> Iterable[tuple[str, str, str]]:
         text = id_field(record, "answer")
         qid = id_field(record, "question_id") if has_field(record, "question_id") else ""
-        yield _Answer(text, qid, answer_group(record) if answer_group else "")
+        yield text, qid, answer_group(record) if answer_group else ""
 
     questions, answers = read_records(question_file, parse_question), read_records(answer_file, parse_answer)
-    for number, (question, answer) in enumerate(zip(questions, answers), start=1):
-        if answer.qid not in ("", question.qid):
-            raise _mismatch(f"record {number} is about another question", question_file, answer_file)
-    if len(questions) != len(answers):
-        raise _mismatch(f"{len(answers)} answers to {len(questions)}", question_file, answer_file)
-
-    return unique_ids(
-        [
-            replace(question, answers=(answer.text,), group=answer.group if answer_group else question.group)
-            for question, answer in zip(questions, answers)
-        ]
-    )
-
-
-def _mismatch(problem: str, question_file: Path, answer_file: Path) -> UserError:
-    return UserError(f"{answer_file}: {problem}, compared with {question_file.name}; download both again")
+    problem = "" if len(questions) == len(answers) else f"{len(answers)} answers to {len(questions)}"
+    answered = []
+    for number, (question, (text, qid, group)) in enumerate(zip(questions, answers), start=1):
+        if qid not in ("", question.qid):
+            problem = f"record {number} is about another question"
+            break
+        answered.append(replace(question, answers=(text,), group=group if answer_group else question.group))
+    if problem:
+        raise UserError(f"{answer_file}: {problem}, compared with {question_file.name}; download both again")
+    return unique_ids(answered)
 
 
 def read_one_file(file: Path, video_path: VideoPath, video_name: Callable[[str], str]) -> list[Question]:

@@ -1,7 +1,7 @@
 """AVQA: multiple choice about VGGSound clips. There is no public test set: the split val is the test.
 
 Below root, as in the folder data of the authors' repository: annotation/train_qa.json, annotation/val_qa.json and
-video/<video_name>.mp4; or the release's avqa_train_qa_instruct.json (train_prepared). One made-up record:
+video/<video_name>.mp4; or the official avqa_train_qa_instruct.json (train_prepared). One made-up record:
 
     {"id": 41, "video_name": "Zz0_ab-9QxY_000030", "video_id": 77, "question_text": "What is making the sound?",
      "multi_choice": ["kettle", "drum", "train", "dog"], "answer": 2, "question_relation": "Both",

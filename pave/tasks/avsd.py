@@ -11,8 +11,8 @@ Below root, videos as <folder>/<video id>.mp4; the files, and one made-up record
 
     avsd_train_instruct.json, as `pave prepare` writes it (train_prepared)
 
-The last answer of a multiref dialog is a list of six. The release scores single references: CIDEr against six is
-another number.
+The last answer of a multiref dialog is a list of six. The official code scores single references: CIDEr against
+six is another number.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Task(base.Task):
 
     def score_each(self, pairs: Iterable[base.Pair]) -> base.Scores:
         """Only counts: no caption metric is a mean over questions."""
-        return count_answers(base.columns(pairs).texts)
+        return count_answers(base.columns(pairs)[0])
 
     def describe(self, split: str) -> dict[str, str]:
         several = split == "test_multiref"

@@ -6,7 +6,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, NamedTuple, NoReturn
+from typing import ClassVar, NoReturn
 
 from pave.tasks.metrics.aggregate import count_answers, mean
 from pave.tasks.metrics.judge_prompts import QA
@@ -144,24 +144,11 @@ class OpenEndedTask(Task):
         }
 
 
-class Columns(NamedTuple):
-    """Questions and answers as columns of equal length."""
-
-    texts: list[str | None]
-    """What the model answered."""
-    references: list[str]
-    """The first right answer."""
-    groups: list[str]
-
-
-def columns(pairs: Iterable[Pair]) -> Columns:
-    """Split questions and answers into columns."""
+def columns(pairs: Iterable[Pair]) -> tuple[list[str | None], list[str], list[str]]:
+    """Texts of the answers, None for a missing one; first references; groups: columns of equal length."""
     pairs = list(pairs)
-    return Columns(
-        texts=[None if prediction is None else prediction.text for _, prediction in pairs],
-        references=[question.answers[0] for question, _ in pairs],
-        groups=[question.group for question, _ in pairs],
-    )
+    texts = [None if prediction is None else prediction.text for _, prediction in pairs]
+    return texts, [question.answers[0] for question, _ in pairs], [question.group for question, _ in pairs]
 
 
 def get_task(name: str) -> Task:

@@ -1,7 +1,7 @@
 """LLaVA-Video-178K, open-ended questions on videos of one to three minutes: for training only.
 
 Below root, for each folder of FOLDERS, <folder>_v0_1/<folder>_oe_v0_1_qa_processed.json, with the videos of its
-archives unpacked beside it. A feature file is named as the video without its first folder, as released:
+archives unpacked beside it. A feature file is named as the video without its first folder, as the official ones are:
 activitynet/v_abc. One made-up record:
 
     {"id": "v_abc", "video": "academic_source/activitynet/v_abc.mp4", "data_source": "1_2_m_academic_v0_1",

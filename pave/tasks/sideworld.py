@@ -1,6 +1,6 @@
 """The small embedded world: questions that one side-channel decides, and visual controls that every picture does.
 
-One line of root/scenes_test.jsonl, made by `pave.sideworld.files.make` (here broken in two):
+One line of root/scenes_test.jsonl, made by `pave.sideworld.files.make_clips` (here broken in two):
 
     {"video": "videos/test_00000.mp4", "scene": {"seed": 1, "background": [70, 22, 51], "things": [
       {"shape": "star", "color": "blue", "radius": 10.8, "x": [17.0, 15.2], "y": [43.1, 44.0], "jump": 2.819}, {...}],
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pave.sideworld.files import read_scenes
-from pave.sideworld.scene import COLORS, SHAPES, SOUNDS, SPLITS, Scene, Thing, scene
+from pave.sideworld.scene import COLORS, SHAPES, SOUNDS, SPLITS, Scene, Thing, draw_scene
 from pave.tasks import base
 from pave.tasks.metrics.exact_match import strip_answer
 from pave.types import Question
@@ -74,10 +74,6 @@ def _back_of_bigger(scene: Scene) -> str:
     return scene.backs[scene.things.index(scene.bigger)]
 
 
-def _back_of_left(scene: Scene) -> str:
-    return scene.backs[0]
-
-
 def _nearer(scene: Scene) -> Thing:
     return scene.things[scene.metres.index(min(scene.metres))]
 
@@ -94,7 +90,7 @@ EXTRA_KINDS = (
     Kind("first_flash", "dense", "Which color flashed first?", _first_flash, _all_colors),
     Kind("heard_flash", "audio+dense", "Which color flashed when the sound was heard?", _flash_at_sound, _all_colors),
     Kind("bigger_back", "exo", "Which color is the back of the bigger shape?", _back_of_bigger, _all_colors),
-    Kind("left_back", "exo", "Which color is the back of the shape on the left?", _back_of_left, _all_colors),
+    Kind("left_back", "exo", "Which color is the back of the shape on the left?", lambda s: s.backs[0], _all_colors),
     Kind("nearer_shape", "depth", "Which shape is nearer?", lambda s: _nearer(s).shape, _shapes),
     Kind("nearer_color", "depth", "Which color is the nearer shape?", lambda s: _nearer(s).color, _sorted_colors),
 )
@@ -138,7 +134,7 @@ class Task(base.Task):
 
     def chance(self, questions: Sequence[Question]) -> base.Scores:
         """Guessing among the options."""
-        any_scene = scene(0)
+        any_scene = draw_scene(0)
         expected = {kind.name: 1.0 / len(kind.options(any_scene)) for kind in KINDS}
         groups = [question.group for question in questions]
         return _means(groups, [expected[group] for group in groups])

@@ -2,7 +2,7 @@
 
 Below root, a folder scannet/<scene_id> of frames named by number (0.jpg, 1.jpg, ...) for each scene, and one of
 
-* ScanQA_format/SQA_{train,val,test}.json, as in the authors' ScanQA_format.zip, which the release uses (train, ...)
+* ScanQA_format/SQA_{train,val,test}.json, as in the authors' ScanQA_format.zip, used by the official code (train, ...)
 * balanced/v1_balanced_{questions,sqa_annotations}_{train,val,test}_scannetv2.json, as in sqa_task.zip (train_task, ...)
 * sqa3d_train_instruct.json and llava3d_sqa3d_test_question.json, as `pave prepare` writes them (train_prepared, ...)
 

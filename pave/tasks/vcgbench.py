@@ -43,9 +43,7 @@ class Task(base.OpenEndedTask):
         self.check_split(split)
         find = video_finder(root, "Test_Videos", ".mp4")
         parts = self.files if split == "test" else [split]
-        return read_question_files(
-            {root / self.files[part]: partial(_parse_record, part, find) for part in parts}
-        )
+        return read_question_files({root / self.files[part]: partial(_parse_record, part, find) for part in parts})
 
     def judge_cases(self, questions: Sequence[Question]) -> list[JudgeCase]:
         """For an answer to a generic question three cases, for two answers that should agree one."""
@@ -65,7 +63,7 @@ class Task(base.OpenEndedTask):
         Only counts for answers that no judge has seen.
         """
         pairs = list(pairs)
-        counts = count_answers(base.columns(pairs).texts)
+        counts = count_answers(base.columns(pairs)[0])
         if not are_judged(prediction for _, prediction in pairs):
             return counts
 

@@ -1,4 +1,4 @@
-"""A tiny data set for each published recipe: files named and shaped as they are published, made-up content."""
+"""A tiny data set for each official recipe: files named and shaped as the published ones, made-up content."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import torch
 from PIL import Image
 
 from helpers.media_files import pattern, write_clip
+from helpers.paths import FIXTURES, read_json
+from helpers.task_data import write
 
-LEARNT, ASKED = 4, 3
-"""Questions to learn and to answer."""
-PARTS = {"train": LEARNT, "val": ASKED}
+NUM_TRAIN, NUM_TEST = 4, 3
+"""Questions for training and for evaluation."""
+PARTS = {"train": NUM_TRAIN, "val": NUM_TEST}
 AUDIO, DENSE, EXO, SCENE = (5, 1024), (16, 5, 1024), (32, 196, 1152), (1, 32 * 24 * 24, 1024)
 """Published shapes; the first two are as long as their video."""
 
@@ -26,7 +28,7 @@ def make(name: str, root: Path) -> Path:
         "music_avqa": music_avqa,
         "scanqa": scanqa,
         "sqa3d": sqa3d,
-        "egoexo4d_dp": egoexo,
+        "egoexo4d_dp_data": egoexo,
         "enhanced_video": llava_video,
         "multiple_side_channels": avsd_with_dense_frames,
     }
@@ -38,14 +40,13 @@ def avsd(root: Path) -> None:
     words = ("red", "warm", "loud", "near", "late", "new")
     rounds = [{"question": f"is it {word} ?", "answer": f"yes , it is {word} ."} for word in words]
     # Six rounds are one conversation of five and a rest.
-    learnt = {f"Q7ZZ{i}": {"data": rounds[i:] + rounds[:i], "caption": "a", "summary": "b"} for i in range(LEARNT)}
-    asked = [{"image_id": f"T4YY{i}", "dialog": rounds[: i + 1]} for i in range(ASKED)]
-    write(root / "avsd_train.json", learnt)
-    write(
-        root / "mock_test_set4DSTC10-AVSD_from_DSTC7_singref.json",
-        {"type": "scene_aware_dialog", "version": "0.1", "dialogs": asked},
-    )
-    for folder, videos in (("Charades_v1", list(learnt)), ("Charades_vu17_test", [d["image_id"] for d in asked])):
+    train = {f"Q7ZZ{i}": {"data": rounds[i:] + rounds[:i], "caption": "a", "summary": "b"} for i in range(NUM_TRAIN)}
+    test = {f"T4YY{i}": rounds[: i + 1] for i in range(NUM_TEST)}
+    dialogs = [{"image_id": video, "dialog": dialog} for video, dialog in test.items()]
+    write(root / "avsd_train.json", train)
+    file = root / "mock_test_set4DSTC10-AVSD_from_DSTC7_singref.json"
+    write(file, {"type": "scene_aware_dialog", "version": "0.1", "dialogs": dialogs})
+    for folder, videos in (("Charades_v1", train), ("Charades_vu17_test", test)):
         for i, video in enumerate(videos):
             clip(root / f"{folder}_480/{video}.mp4", i)
             published(root / f"{folder}_audio_imagebind_feat/{video}.pt", *AUDIO, dtype=torch.bfloat16)
@@ -58,14 +59,11 @@ def avsd_with_dense_frames(root: Path) -> None:
 
 
 def avqa(root: Path) -> None:
+    template = fixture("avqa/annotation/val_qa.json")[0] | {"multi_choice": ["kettle", "drum", "train", "dog"]}
     for part, count in PARTS.items():
         videos = [f"-{part}0_ab-9QxY_0000{i}0" for i in range(count)]  # names may start with a dash
         records = [
-            {
-                **{"id": i, "video_name": video, "video_id": 70 + i, "question_text": f"What sounds {i}?"},
-                **{"multi_choice": ["kettle", "drum", "train", "dog"], "answer": i % 4},
-                **{"question_relation": "Both", "question_type": "Which"},
-            }
+            template | {"id": i, "video_name": video, "question_text": f"What sounds {i}?", "answer": i % 4}
             for i, video in enumerate(videos)
         ]
         write(root / f"annotation/{part}_qa.json", records)
@@ -75,52 +73,40 @@ def avqa(root: Path) -> None:
 
 
 def music_avqa(root: Path) -> None:
+    template = fixture("music_avqa/json_update/avqa-test.json")[1]
     kinds = (["Visual", "Counting"], ["Audio", "Comparative"], ["Audio-Visual", "Location"])
-    folders = ("MUSIC-AVQA-videos-Real", "MUCIS-AVQA-videos-Synthetic")
     for part, first in (("train", "00001"), ("test", "00002")):
+        videos = [("", "sa")[i % 2] + f"{first}{i}" for i in range(len(kinds))]
         records = [
-            {
-                **{"video_id": ("", "sa")[i % 2] + f"{first}{i}", "question_id": 7 + i, "type": json.dumps(kind)},
-                **{"question_content": "Where is the <LR> <Object>?", "templ_values": '["first", "violin"]'},
-                **{"question_deleted": 0, "anser": ("left", "right", "two")[i]},
-            }
-            for i, kind in enumerate(kinds)
+            template | {"video_id": video, "question_id": 7 + i, "type": json.dumps(kinds[i])}
+            for i, video in enumerate(videos)
         ]
         write(root / f"json_update/avqa-{part}.json", records)
-        for i, record in enumerate(records):
-            clip(root / f"{folders[i % 2]}/{record['video_id']}.mp4", i)
-            published(root / f"features/audio/{record['video_id']}.pt", *AUDIO, dtype=torch.bfloat16)
+        for i, video in enumerate(videos):
+            folder = ("MUSIC-AVQA-videos-Real", "MUCIS-AVQA-videos-Synthetic")[i % 2]
+            clip(root / f"{folder}/{video}.mp4", i)
+            published(root / f"features/audio/{video}.pt", *AUDIO, dtype=torch.bfloat16)
 
 
 def scanqa(root: Path) -> None:
+    template = fixture("scanqa/qa/ScanQA_v1.0_val.json")[0]
     for part, count in PARTS.items():
-        records = [
-            {
-                **{"scene_id": f"scene000{i % 2}_00", "object_ids": [4], "object_names": ["chair"]},
-                **{"question_id": f"{part}-scene000{i % 2}-{i}", "question": f"What stands beside chair {i}?"},
-                "answers": ["a brown table", "table"],
-            }
-            for i in range(count)
-        ]
+        records = []
+        for i in range(count):
+            scene = f"scene000{i % 2}"
+            ids = {"scene_id": f"{scene}_00", "question_id": f"{part}-{scene}-{i}"}
+            records.append(template | ids | {"question": f"What stands beside chair {i}?"})
         write(root / f"qa/ScanQA_v1.0_{part}.json", records)
     rooms(root)
 
 
 def sqa3d(root: Path) -> None:
-    for part, count in (("train", LEARNT), ("test", ASKED)):
-        records = [
-            {
-                **{
-                    "answers": ["left"],
-                    "object_ids": [],
-                    "object_names": [],
-                    "question": f"Which side is door {i} on?",
-                },
-                **{"situation": "I am sitting on the bed.", "question_id": 220602999990 + i},
-                **{"scene_id": f"scene000{i % 2}_00", "position": [0.1, 0.2, 0, 0, 0, 0.5, 0.9]},
-            }
-            for i in range(count)
-        ]
+    template = fixture("sqa3d/ScanQA_format/SQA_test.json")[0]
+    for part, count in (("train", NUM_TRAIN), ("test", NUM_TEST)):
+        records = []
+        for i in range(count):
+            ids = {"scene_id": f"scene000{i % 2}_00", "question_id": 220602999990 + i}
+            records.append(template | ids | {"question": f"Which side is door {i} on?"})
         write(root / f"ScanQA_format/SQA_{part}.json", records)
     rooms(root)
 
@@ -136,22 +122,19 @@ def rooms(root: Path) -> None:
 
 
 def egoexo(root: Path) -> None:
+    template = fixture("egoexo/annotations/proficiency_demonstrator_val.json")["annotations"][0]
     levels = ("Novice", "Early Expert", "Intermediate Expert", "Late Expert")
     for part, count in PARTS.items():
-        takes = [f"takes/{part}_bb_0{i}/frame_aligned_videos" for i in range(count)]
-        records = [
-            {
-                **{"task_id": 1, "task_name": "Dribble drill", "scenario_name": "Basketball", "university_id": "u"},
-                **{"origin_participant_id": "1", "take_uid": f"0000-{part}-{i}", "proficiency_score": levels[i % 4]},
-                "video_paths": {"ego": f"{take}/aria01_214-1.mp4", "exo1": f"{take}/cam01.mp4"},
-            }
-            for i, take in enumerate(takes)
-        ]
-        write(root / f"annotations/proficiency_demonstrator_{part}.json", {"annotations": records})
-        for i, take in enumerate(takes):
+        records = []
+        for i in range(count):
+            take = f"takes/{part}_bb_0{i}/frame_aligned_videos"
+            paths = {"ego": f"{take}/aria01_214-1.mp4", "exo1": f"{take}/cam01.mp4"}
+            ids = {"take_uid": f"0000-{part}-{i}", "video_paths": paths}
+            records.append(template | ids | {"proficiency_score": levels[i % 4]})
             clip(root / f"{take}/downscaled/448/aria01_214-1.mp4", i)
             for camera in ("cam02", "cam01")[: 2 - i % 2]:
                 published(root / f"features/exo/{take}/downscaled/448/{camera}.pt", *EXO, dtype=torch.bfloat16)
+        write(root / f"annotations/proficiency_demonstrator_{part}.json", {"annotations": records})
 
 
 def llava_video(root: Path) -> None:
@@ -167,14 +150,14 @@ def llava_video(root: Path) -> None:
             record = {"id": f"{kind}{i}", "conversations": turns, "data_source": folder, "video": f"{name}.mp4"}
             write(root / folder / f"{length}_{kind}_oe_v0_1_qa_processed.json", [record] * 3)
             clip(root / folder / f"{name}.mp4", i)
-            # The release names a feature file as the video, without the first folder.
+            # An official feature file is named as the video, without the first folder.
             feature = root / "languagebind_feat" / name.split("/", 1)[1]
             published(feature.with_name(f"{feature.name}.pt"), *DENSE, dtype=torch.float16)
 
 
-def write(file: Path, content: Any) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(content))
+def fixture(path: str) -> Any:
+    """Records of a small file in the true layout, of which some members are replaced."""
+    return read_json(FIXTURES / path)
 
 
 def clip(file: Path, i: int) -> None:

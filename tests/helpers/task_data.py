@@ -7,7 +7,7 @@ from pathlib import Path
 
 from helpers.paths import FIXTURES
 from pave.sideworld.channels import CHANNELS, with_channels
-from pave.sideworld.scene import clip_seed, scene, to_record
+from pave.sideworld.scene import clip_seed, draw_scene, to_record
 from pave.tasks.base import get_task
 from pave.types import Question
 
@@ -84,6 +84,6 @@ def write_others(root: Path) -> None:
     write(root / "videochat2_it/train.json", CONVERSATIONS)
     write(root / "preference/train.jsonl", "\n".join(json.dumps(record) for record in PREFERENCES))
     for split in ("train", "test"):
-        scenes = [with_channels(scene(clip_seed(split, 0, i)), CHANNELS) for i in range(2)]
+        scenes = [with_channels(draw_scene(clip_seed(split, 0, i)), CHANNELS) for i in range(2)]
         lines = [json.dumps({"video": f"videos/{split}_{i}.mp4", "scene": to_record(s)}) for i, s in enumerate(scenes)]
         write(root / f"sideworld/scenes_{split}.jsonl", "\n".join(lines) + "\n")

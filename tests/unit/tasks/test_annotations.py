@@ -184,9 +184,7 @@ def test_parquet_needs_a_reader_or_its_conversion(tmp_path: Path, monkeypatch: p
     file.write_bytes(b"PAR1")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(
-        UserError, match=r"mlvu_dev\.parquet: parquet is read by pyarrow, which is not there; pip install"
-    ):
+    with pytest.raises(UserError, match=r"mlvu_dev\.parquet: parquet is read by pyarrow, which is not there; pip ins"):
         get_task("mlvu").load("dev_packed", tmp_path)
     rows = read_json(FIXTURES / "mlvu/mlvu_dev.json")
     fake, parquet = ModuleType("pyarrow"), ModuleType("pyarrow.parquet")
@@ -206,29 +204,6 @@ def test_subtitles_must_be_prepared(tmp_path: Path) -> None:
     (root / "subtitles_32.json").unlink()
     with pytest.raises(UserError, match=r"subtitles_32\.json: no such file; make it with `pave prepare videomme`"):
         get_task("videomme").load("test_subtitles", root)
-
-
-def conversation(name: str, question: Question) -> list[dict[str, str]]:
-    """As the official code writes it down for training."""
-    task = get_task(name)
-    pairs = [*question.history, (task.prompt(question), task.target(question))]
-    turns = [{"from": who, "value": text} for pair in pairs for who, text in zip(("human", "gpt"), pair)]
-    turns[0]["value"] = f"<image>\n{turns[0]['value']}"
-    return turns
-
-
-@pytest.mark.parametrize("name", ["avsd", "music_avqa", "scanqa", "sqa3d"])
-def test_training_data_is_the_official_one(name: str, tmp_path: Path) -> None:
-    golden = read_json(GOLDEN / "scoring/annotation_conversion.json")
-    expected = golden[f"{name}_training_format"]
-    raw = golden["music_avqa_template_filling"]["input"] if name == "music_avqa" else expected["input"]
-    file = tmp_path / get_task(name).files["train"]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(raw))
-    questions = get_task(name).load("train", tmp_path)
-    assert [conversation(name, q) for q in questions] == [r["conversations"] for r in expected["output"]]
-    assert [Path(q.video).stem for q in questions] == [r["video"].removesuffix(".mp4") for r in expected["output"]]
-    assert [q.qid.split("#")[0] for q in questions] == [str(r["id"]) for r in expected["output"]]
 
 
 def test_music_avqa_templates() -> None:
@@ -256,19 +231,9 @@ BROKEN = [
     ("egoexo", "val", lambda d: d["annotations"][0].update(proficiency_score="Pro"), "has the level 'Pro', expected"),
     ("sqa3d", "test_task", lambda d: d["questions"][1].update(question_id=7), "record 2 is question 7, which the ann"),
     ("mlvu", "dev", lambda d: d[0]["candidates"].extend("abc"), "record 1 has 7 candidates, expected at most 6"),
-    (
-        "mlvu",
-        "dev_packed",
-        lambda d: d[1].update(answer="E"),
-        "record 2 has the answer 'E', expected one of A, B, C, D",
-    ),
+    ("mlvu", "dev_packed", lambda d: d[1].update(answer="E"), "record 2 has the answer 'E', expected one of A, B, C"),
     ("mlvu", "dev_packed", lambda d: d[0].update(question="What?"), "has a question without the option 'a pan'"),
-    (
-        "llava_video",
-        "train",
-        lambda d: d[0]["conversations"].pop(),
-        r"has turns of \['human'\], expected human and gpt",
-    ),
+    ("llava_video", "train", lambda d: d[0]["conversations"].pop(), r"has turns of \['human'\], expected human and g"),
 ]
 
 

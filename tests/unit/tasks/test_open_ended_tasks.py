@@ -21,6 +21,7 @@ from pave.tasks.metrics import judge_prompts, judge_verdicts
 from pave.tasks.metrics.judge_prompts import JUDGE_PROMPTS, JudgePrompt
 from pave.tasks.metrics.judge_verdicts import JudgeCase, JudgedPrediction, Verdict
 from pave.types import Prediction, Question, UserError
+from pave.utils import registry
 
 pytest_plugins = ["helpers.eval_runs"]
 
@@ -94,12 +95,10 @@ def test_bad_files_are_named(name: str, file: str, data: Any, message: str, root
     assert str(root / name / file) in str(caught.value)
 
 
-def test_missing_files_and_splits_are_named(root: Path) -> None:
+def test_missing_answers_and_broken_mappings_are_named(root: Path) -> None:
     (root / "msvd_qa/test_a.json").unlink()
     with pytest.raises(UserError, match=r"test_a\.json: no such annotation file"):
         get_task("msvd_qa").load("test", root / "msvd_qa")
-    with pytest.raises(UserError, match="vcgbench has no split 'temporel'; did you mean 'temporal'"):
-        get_task("vcgbench").load("temporel", root / "vcgbench")
     write(root / "msvd_qa/youtube_mapping.txt", "abc\n")
     with pytest.raises(UserError, match=r"youtube_mapping\.txt: found 'abc', expected lines of a name and a number"):
         get_task("msvd_qa").load("val_qa", root / "msvd_qa")
@@ -111,9 +110,8 @@ def test_doctor_and_list_know_them(root: Path, capsys: pytest.CaptureFixture[str
     assert "  7 questions, expected 3493" in report.lines
     assert any("v_zz1.mp4" in line and "1 of 2" in line for line in report.lines)
     assert main.main(["list", "tasks"]) == 0
-    listed = capsys.readouterr().out
-    assert all(name in listed for name in ("msvd_qa", "msrvtt_qa", "tgif_qa", "activitynet_qa", "vcgbench"))
-    assert "open_qa" not in listed
+    names = capsys.readouterr().out.removeprefix("tasks: ").strip().split(", ")
+    assert names == registry.names("tasks")
 
 
 def test_scores_by_hand(root: Path) -> None:
@@ -213,44 +211,33 @@ def test_eval_says_that_answers_are_not_judged(
     assert set(json.loads((out / "metrics.json").read_text())["metrics"]) == {"n", "missing", "empty"}
 
 
-REPLIES = [
-    ("{'pred': 'yes', 'score': 4}", Verdict(4, True)),
-    ('{"pred": "no", "score": 0}', Verdict(0, False)),
-    ("  {'score': 5, 'pred': 'Yes.'}\n", Verdict(5, True)),
-    ("{'pred': 'yes', 'score': 4.8}", Verdict(4, True)),
-    ("{'pred': 'no', 'score': '3'}", Verdict(3, False)),
-    ("```python\n{'pred': 'yes', 'score': 4}\n```", Verdict(4, True)),
-    ('```\n{"pred": "yes", "score": 4, "why": null}```', Verdict(4, True)),
-    ("{'pred': 'unknown', 'score': 1}", Verdict(1, False)),
-    ("{'pred': 'not yes', 'score': 1}", Verdict(1, True)),
-    ("", None),
-    ("yes", None),
-    ("The answer is {'pred': 'yes', 'score': 4}", None),
-    ("{'pred': 'yes', 'score': 4} because", None),
-    ("{''score': 4.8}", None),
-    ("{'pred': 'yes'}", None),
-    ("{'pred': True, 'score': 4}", None),
-    ("{'pred': 'maybe', 'score': 4}", None),
-    ("{'pred': 'yes', 'score': 6}", None),
-    ("{'pred': 'yes', 'score': -1}", None),
-    ("{'pred': 'yes', 'score': True}", None),
-    ("{'pred': 'yes', 'score': 'four'}", None),
-    ("{'pred': 'yes', 'score': float('nan')}", None),
-    ('{"pred": "yes", "score": NaN}', None),
-    ('{"pred": "yes", "score": 1e999}', None),
-    (f"{{'pred': 'yes', 'score': 1{'0' * 400}}}", None),
-    ("['yes', 4]", None),
-    ("{['pred']: 'yes'}", None),
-    ("[" * 1500, None),
-    (f"{{'pred': 'yes', 'score': 4, 'why': '{'x' * 3000}'}}", None),
-    ("{'pred': 'yes', 'score': 4, 'x': __import__('os').system('false')}", None),
-    ("\x00{'pred': 'yes', 'score': 4}", None),
-]
+READABLE_REPLIES = {
+    "{'pred': 'yes', 'score': 4}": Verdict(4, True),
+    '{"pred": "no", "score": 0}': Verdict(0, False),
+    "  {'score': 5, 'pred': 'Yes.'}\n": Verdict(5, True),
+    "{'pred': 'yes', 'score': 4.8}": Verdict(4, True),
+    "{'pred': 'no', 'score': '3'}": Verdict(3, False),
+    "```python\n{'pred': 'yes', 'score': 4}\n```": Verdict(4, True),
+    '```\n{"pred": "yes", "score": 4, "why": null}```': Verdict(4, True),
+    "{'pred': 'unknown', 'score': 1}": Verdict(1, False),
+    "{'pred': 'not yes', 'score': 1}": Verdict(1, True),
+}
+UNREADABLE_REPLIES = (
+    "", "yes", "The answer is {'pred': 'yes', 'score': 4}", "{'pred': 'yes', 'score': 4} because", "{''score': 4.8}",
+    "{'pred': 'yes'}", "{'pred': True, 'score': 4}", "{'pred': 'maybe', 'score': 4}", "{'pred': 'yes', 'score': 6}",
+    "{'pred': 'yes', 'score': -1}", "{'pred': 'yes', 'score': True}", "{'pred': 'yes', 'score': 'four'}",
+    "{'pred': 'yes', 'score': float('nan')}", '{"pred": "yes", "score": NaN}', '{"pred": "yes", "score": 1e999}',
+    f"{{'pred': 'yes', 'score': 1{'0' * 400}}}", "['yes', 4]", "{['pred']: 'yes'}", "[" * 1500,
+    f"{{'pred': 'yes', 'score': 4, 'why': '{'x' * 3000}'}}", "\x00{'pred': 'yes', 'score': 4}",
+    "{'pred': 'yes', 'score': 4, 'x': __import__('os').system('false')}",
+)  # fmt: skip
 
 
-@pytest.mark.parametrize(("reply", "expected"), REPLIES)
-def test_replies_are_read_as_a_dictionary_and_nothing_else(reply: str, expected: Verdict | None) -> None:
-    assert judge_verdicts.parse(reply, "qa") == expected
+def test_replies_are_read_as_a_dictionary_and_nothing_else() -> None:
+    for reply, verdict in READABLE_REPLIES.items():
+        assert judge_verdicts.parse(reply, "qa") == verdict, reply
+    for reply in UNREADABLE_REPLIES:
+        assert judge_verdicts.parse(reply, "qa") is None, reply
 
 
 def test_a_score_alone_is_enough_for_vcgbench() -> None:
@@ -283,13 +270,8 @@ def test_another_answer_is_another_prompt() -> None:
     builders = [
         RequestBuilder(JUDGE_PROMPTS, questions, {q: Prediction(q, text) for q in "ab"}) for text in ("dog", "cow")
     ]
-    versions = [
-        builder.build(JudgeCase(kind, (qid,))).version
-        for builder in builders
-        for qid in "ab"
-        for kind in ("qa", "detail")
-    ]  # type: ignore[union-attr]
-    assert len(set(versions)) == 8
+    cases = [JudgeCase(kind, (qid,)) for qid in "ab" for kind in ("qa", "detail")]
+    assert len({builder.build(case).version for builder in builders for case in cases}) == 8
     assert builders[0].build(JudgeCase("qa", ("c",))) is None
 
 

@@ -7,24 +7,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.sideworld_scenes import visible_labels
-from helpers.sideworld_sounds import other_sound
+from helpers.sideworld_scenes import other_sound
 from helpers.task_data import write_others
 
-from pave.sideworld.files import make
-from pave.sideworld.scene import COLORS, SOUNDS, Scene, clip_seed, scene
+from pave.sideworld.files import make_clips
+from pave.sideworld.scene import COLORS, SOUNDS, Scene, clip_seed, draw_scene
 from pave.tasks import sideworld
 from pave.types import Prediction, Question, UserError
 
 
 @pytest.fixture(scope="module")
 def scenes() -> list[Scene]:
-    return [scene(clip_seed("train", 7, index)) for index in range(4000)]
+    return [draw_scene(clip_seed("train", 7, index)) for index in range(4000)]
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("world")
-    make(root, clips_train=1, clips_test=2, seed=3, workers=1)
+    make_clips(root, clips_train=1, clips_test=2, seed=3, workers=1)
     return root
 
 
@@ -129,7 +129,7 @@ def test_visual_answers_follow_from_the_visible_facts(scenes: list[Scene]) -> No
         for kind in sideworld.BASE_KINDS:
             options = kind.options(item)
             assert kind.answer(item) in options
-            assert len(set(options)) == len(kind.options(scene(0)))
+            assert len(set(options)) == len(kind.options(draw_scene(0)))
 
 
 def test_options_are_equally_likely(scenes: list[Scene]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -10,27 +11,25 @@ from helpers.paths import GOLDEN, read_json
 from helpers.task_data import load_fixture
 
 from pave.tasks import avsd, music_avqa
-from pave.tasks.base import get_task
+from pave.tasks.base import Pair, get_task
 from pave.tasks.metrics import multiple_choice
 from pave.tasks.metrics.exact_match import clean_answer, exact_match, leo_match, refined_match, strip_answer
 from pave.types import Prediction, Question
 
 
-def make_question(question: str, *answers: str, group: str = "") -> Question:
-    return Question(qid=question, video="v.mp4", text=question, answers=answers, group=group)
+def make_pair(references: str | Sequence[str], text: str | None, group: str = "") -> Pair:
+    """A question with its references, and an answer; None for no answer."""
+    answers = (references,) if isinstance(references, str) else tuple(references)
+    return Question("q", "v.mp4", "?", answers, group), None if text is None else Prediction("q", text)
 
 
-def make_answer(text: str) -> Prediction:
-    return Prediction("", text)
+def answer(questions: Sequence[Question], *texts: str) -> list[Pair]:
+    return [(question, Prediction(question.qid, text)) for question, text in zip(questions, texts)]
 
 
 def test_avqa() -> None:
-    questions = [
-        make_question("a", "B", group="Which"),
-        make_question("b", "A", group="Which"),
-        make_question("c", "D", group="When"),
-    ]
-    result = get_task("avqa").score(zip(questions, map(make_answer, ("B. a drum", "Answer: B", "d"))))
+    pairs = [make_pair("B", "B. a drum", "Which"), make_pair("A", "Answer: B", "Which"), make_pair("D", "d", "When")]
+    result = get_task("avqa").score(pairs)
     # The published rule finds an A in `Answer: B`; the strict one reads a B.
     assert result == {
         "accuracy": pytest.approx(2 / 3),
@@ -44,7 +43,7 @@ def test_avqa() -> None:
         "empty": 0,
         "unparsed": 1,
     }
-    chance = get_task("avqa").chance(questions)
+    chance = get_task("avqa").chance([question for question, _ in pairs])
     kinds = ("", " Which", " When")
     assert chance == dict.fromkeys([name + kind for name in ("accuracy", "strict") for kind in kinds], 0.25)
 
@@ -52,10 +51,7 @@ def test_avqa() -> None:
 def test_music_avqa_equals_the_official_evaluator() -> None:
     golden = read_json(GOLDEN / "scoring/music_avqa_accuracy.json")
     groups = [" ".join(re.findall(r'"([^"]*)"', raw["type"])) for raw in golden["annotations"]]
-    questions = [
-        make_question(str(i), row["answer"], group=g) for i, (row, g) in enumerate(zip(golden["predictions"], groups))
-    ]
-    pairs = [(q, make_answer(row["pred"])) for q, row in zip(questions, golden["predictions"])]
+    pairs = [make_pair(row["answer"], row["pred"], group) for row, group in zip(golden["predictions"], groups)]
     result = get_task("music_avqa").score(pairs)
     assert 100 * result["accuracy"] == pytest.approx(golden["returned_overall"], abs=1e-9)
     printed = dict(line.split(" Accuracy: ") for line in golden["printed_lines"][:-1])
@@ -64,14 +60,14 @@ def test_music_avqa_equals_the_official_evaluator() -> None:
     for words, value in printed.items():
         name = "accuracy " + " ".join(long.get(word, word) for word in words.split())
         assert f"{100 * result[name.removesuffix(' Overall')]:.2f} %" == value
-    for (question, answer), right in zip(pairs, golden["row_correct"]):
-        assert get_task("music_avqa").score([(question, answer)])["accuracy"] == right
+    for pair, right in zip(pairs, golden["row_correct"]):
+        assert get_task("music_avqa").score([pair])["accuracy"] == right
 
 
 def test_music_avqa_strict() -> None:
-    questions = [make_question(a, a) for a in ("no", "no ", "acoustic_guitar", "ten", "more than ten", "two", "yes")]
+    references = ("no", "no ", "acoustic_guitar", "ten", "more than ten", "two", "yes")
     answers = (" No.\n", "nothing", "an acoustic guitar", "more than ten", "more than ten", "one or two", " ")
-    result = get_task("music_avqa").score(zip(questions, map(make_answer, answers)))
+    result = get_task("music_avqa").score(map(make_pair, references, answers))
     assert result["accuracy"] == pytest.approx(4 / 7)
     assert result["strict"] == pytest.approx(3 / 7)
     assert (result["empty"], result["unparsed"]) == (1, 2)
@@ -81,8 +77,8 @@ def test_music_avqa_strict() -> None:
 def test_egoexo() -> None:
     every = "Novice, Early Expert, Intermediate Expert, Late Expert"
     answers = ("The level: Late Expert.", every, "late expert", "an expert", None)
-    questions = [make_question(str(i), "Late Expert", group="Music" if i < 3 else "Dance") for i in range(5)]
-    result = get_task("egoexo").score(zip(questions, [None if a is None else make_answer(a) for a in answers]))
+    scenarios = ("Music", "Music", "Music", "Dance", "Dance")
+    result = get_task("egoexo").score(map(make_pair, ["Late Expert"] * 5, answers, scenarios))
     assert result == {
         "accuracy": 0.4,
         "accuracy Dance": 0,
@@ -124,7 +120,7 @@ def test_scene_scores_equal_the_official_evaluator(name: str) -> None:
     for prediction, raw in zip(golden["preds"], golden["gts"]):
         answers = raw["text"] if name == "scanqa" else [raw["text"]]
         kind = f"type{raw['type']}" if name == "sqa3d" else ""
-        pairs.append((make_question(raw["question_id"], *answers, group=kind), make_answer(prediction["text"])))
+        pairs.append(make_pair(answers, prediction["text"], kind))
     result = get_task(name).score(pairs)
     for key, value in golden["scores"].items():
         metric = key.split("] ")[1].replace("EM1", "EM").replace("_type", " type")
@@ -136,14 +132,12 @@ def test_scene_scores_equal_the_official_evaluator(name: str) -> None:
 
 
 def test_an_empty_answer_is_refined_right_and_counted() -> None:
-    result = get_task("sqa3d").score(
-        [(make_question("q", "left"), make_answer("?")), (make_question("r", "left"), None)]
-    )
+    result = get_task("sqa3d").score([make_pair("left", "?"), make_pair("left", None)])
     assert (result["EM"], result["EM_refined"], result["empty"], result["missing"]) == (0, 0.5, 1, 1)
 
 
 def test_only_the_first_answer_counts_in_sqa3d_and_any_in_scanqa() -> None:
-    pair = (make_question("q", "left", "right"), make_answer("Right."))
+    pair = make_pair(("left", "right"), "Right.")
     assert get_task("sqa3d").score([pair])["EM"] == 0
     assert get_task("scanqa").score([pair])["EM"] == 1
 
@@ -157,12 +151,9 @@ def test_letters_equal_the_public_extractors() -> None:
         assert multiple_choice.extract_mcq_answer(text, "ABCDEF") == six, text
         assert multiple_choice.mvbench_letter(text) == mvbench, text
         assert multiple_choice.letter_before_bracket(text) == mlvu, text
-        assert [name for name in "ABCDEF" if multiple_choice.letter_before_bracket(text) == name] == list(mlvu_right), (
-            text
-        )
-        assert [name for name in "ABCDEF" if multiple_choice.is_right_for_mvbench_authors(text, name)] == list(
-            official
-        ), text
+        for letter in "ABCDEF":
+            assert (multiple_choice.letter_before_bracket(text) == letter) == (letter in mlvu_right), text
+            assert multiple_choice.is_right_for_mvbench_authors(text, letter) == (letter in official), text
 
 
 STATED = {
@@ -179,18 +170,18 @@ def test_strict_letters() -> None:
 
 def test_videomme() -> None:
     questions = load_fixture("videomme", "test")  # B A D C
-    result = get_task("videomme").score(zip(questions, map(make_answer, ("Cat", "Answer: A", "none", ""))))
+    result = get_task("videomme").score(answer(questions, "Cat", "Answer: A", "none", ""))
     expected = {"accuracy": 1 / 4, "accuracy_mcq": 1 / 4, "answered": 1 / 2, "strict": 1 / 4, "accuracy short": 1 / 2}
     expected |= {"accuracy Law": 1 / 2, "accuracy macro": 1 / 6, "accuracy long": 0, "accuracy Multilingual": 0}
     assert result | expected == pytest.approx(result)
     assert (result["n"], result["missing"], result["empty"], result["unparsed"]) == (4, 0, 1, 2)
     # Only what was answered without a letter is left out, not what has no answer.
-    assert get_task("videomme").score([(questions[0], None), (questions[1], make_answer("A"))])["answered"] == 0.5
+    assert get_task("videomme").score([make_pair("B", None), make_pair("A", "A")])["answered"] == 0.5
 
 
 def test_mvbench() -> None:
     questions = load_fixture("mvbench", "test")[:4]  # of action_sequence B, B; of action_prediction B, D
-    result = get_task("mvbench").score(zip(questions, map(make_answer, ("", "(B) 2", "a cup", "D"))))
+    result = get_task("mvbench").score(answer(questions, "", "(B) 2", "a cup", "D"))
     assert result["accuracy action_sequence"] == 1  # the empty answer does not count
     assert result["accuracy action_prediction"] == 0.5
     assert (result["accuracy"], result["micro"]) == (0.75, 0.5)
@@ -202,7 +193,7 @@ def test_mvbench() -> None:
 def test_mlvu() -> None:
     questions = load_fixture("mlvu", "test")  # F, B, E of three tasks
     ego = replace(questions[0], qid="more")
-    result = get_task("mlvu").score(zip([*questions, ego], map(make_answer, ("F) f", "B.", "(E) grey", "(A"))))
+    result = get_task("mlvu").score(answer([*questions, ego], "F) f", "B.", "(E) grey", "(A"))
     assert result["accuracy"] == 0.5
     assert result["accuracy macro"] == pytest.approx((0.5 + 0 + 1) / 3)
     assert result["accuracy_mcq"] == result["strict"] == 0.75
@@ -210,15 +201,14 @@ def test_mlvu() -> None:
 
 
 def test_scanqa_orders_and_raw_texts() -> None:
-    pair = (make_question("q", "dark brown", "brown"), make_answer("brown"))
-    result = get_task("scanqa").score([pair, (make_question("r", "left"), make_answer("Left."))])
+    result = get_task("scanqa").score([make_pair(("dark brown", "brown"), "brown"), make_pair("left", "Left.")])
     assert (result["EM"], result["EM_leo"], result["EM_raw"], result["EM_refined"]) == (1, 0.5, 0.5, 1)
 
 
 def test_the_challenges_take_commas_and_stops_out() -> None:
     questions = load_fixture("avsd", "test_multiref")
-    many = get_task("avsd").score((q, make_answer(q.answers[-1])) for q in questions)
-    assert many["BLEU-4"] == pytest.approx(1)
+    result = get_task("avsd").score(answer(questions, *(question.answers[-1] for question in questions)))
+    assert result["BLEU-4"] == pytest.approx(1)
     assert avsd._remove_stop_words("he sits , then no .5 . ,a") == "he sits then no .5 ,a"
 
 
