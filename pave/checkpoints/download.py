@@ -5,9 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
-import zipfile
-import zlib
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -15,7 +12,8 @@ from huggingface_hub import HfFileSystem
 from huggingface_hub.errors import HTTPError
 from tqdm import tqdm
 
-from pave.checkpoints import model_zoo, official_reader
+from pave.checkpoints import model_zoo
+from pave.checkpoints.archive import unpack_checkpoint
 from pave.types import UserError
 from pave.utils.atomic import atomic_folder
 from pave.utils.json_files import read_json
@@ -65,7 +63,7 @@ def main(name: str, out: Path) -> None:
         )
 
     with atomic_folder(out) as temporary:
-        _unpack(part, temporary)
+        unpack_checkpoint(part, temporary)
         source = {"name": name, "path": remote.path, "sha256": remote.sha256}
         (temporary / SOURCE).write_text(json.dumps(source, indent=1))
     part.unlink()
@@ -116,34 +114,3 @@ def _sha256(file: Path) -> str:
         while block := handle.read(BLOCK):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _unpack(file: Path, folder: Path) -> None:
-    """Unpack the checkpoint's files, and nothing else of the zip, into `folder` under their bare names."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            for member in _checkpoint_members(file, archive):
-                with archive.open(member) as source, open(folder / PurePosixPath(member).name, "xb") as target:
-                    shutil.copyfileobj(source, target)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise UserError(
-            f"{file}: has the hub's checksum, but is not a whole zip file: {error}; unpack it by hand"
-        ) from error
-
-
-def _checkpoint_members(file: Path, archive: zipfile.ZipFile) -> list[str]:
-    """Members of the outermost folder that holds a checkpoint; intermediate ones of the training lie deeper."""
-    names = [PurePosixPath(name) for name in archive.namelist() if not name.endswith("/")]
-    unsafe = [name for name in names if name.is_absolute() or ".." in name.parts or "\\" in str(name)]
-    if unsafe:
-        raise UserError(f"{file}: its member '{unsafe[0]}' points out of the folder; nothing was unpacked")
-
-    folders = {name.parent for name in names if name.name in official_reader.PATCH_FILES}
-    smallest_depth = min((len(folder.parts) for folder in folders), default=0)
-    outermost = [folder for folder in folders if len(folder.parts) == smallest_depth]
-    if len(outermost) != 1 or outermost[0] / "config.json" not in names:
-        raise UserError(
-            f"{file}: has {len(outermost)} folders with {' or '.join(official_reader.PATCH_FILES)}; "
-            "expected one, with config.json beside it; unpack it by hand"
-        )
-    return [str(name) for name in names if name.parent == outermost[0]]

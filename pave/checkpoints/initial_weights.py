@@ -1,4 +1,4 @@
-"""The folders from which PPLLaVA's and Video-Panda's own training starts, made of the models that they were made of."""
+"""`pave init`: make the folders where the training of PPLLaVA and Video-Panda themselves starts."""
 
 from __future__ import annotations
 
@@ -21,81 +21,115 @@ from pave.types import UserError
 from pave.utils.atomic import atomic_folder
 
 COPIED = (
-    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template*"),
-    *("generation_config.json", "config.json"),
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template*",
+    "generation_config.json",
+    "config.json",
 )
-"""What lies beside weights."""
-NEW = "model-start.safetensors"
+"""Files beside the weights that the new folder gets, too."""
+NEW_FILE = "model-start.safetensors"
 INDEX = "model.safetensors.index.json"
 
 
-def ppllava(llava: Path, clip: Path, out: Path, depth: int = 4, moments: int = 64) -> None:
-    """llava-hf/llava-v1.6-vicuna-7b-hf and openai/clip-vit-large-patch14-336 -> where PPLLaVA's training starts.
+def start_ppllava(llava: Path, clip: Path, out: Path, depth: int = 4, max_frames: int = 64) -> None:
+    """Make the folder where PPLLaVA's training starts: llava-v1.6-vicuna-7b-hf and clip-vit-large-patch14-336.
 
     The branch over time starts as the last `depth` layers of CLIP and adds nothing over time; text positions are
     stretched. Raises UserError where a tensor is missing or `out` exists.
     """
-    raw = _state_dict.config(llava)
-    seen = _state_dict.select(clip, lambda name: name)
-    sizes = _sizes(raw, _state_dict.config(clip), depth, moments)
+    clip_state = _state_dict.select(clip, lambda name: name)
+    sizes = _sizes(_state_dict.config(llava), _state_dict.config(clip), depth, max_frames)
     _, projector = encoder.build(sizes)
-    fresh = {"btadapter_cls_token": torch.zeros(1, 1, sizes.width)}
-    fresh["btadapter_time_embed.weight"] = torch.zeros(moments, sizes.width)
-    for i in range(depth):
-        layer = f"vision_model.encoder.layers.{sizes.layers - depth + i}."
-        found = {n.removeprefix(layer): x for n, x in seen.items() if n.startswith(layer)}
-        fresh |= {f"btadapter_S_layers.{i}.{name}": x for name, x in found.items()}
-        over_time = TemporalAttention(sizes.width, sizes.heads).state_dict()
-        fresh |= {f"btadapter_T_layers.{i}.{name}": x for name, x in over_time.items()}
-    state = {encoder.VISION_PREFIX + name: x for name, x in fresh.items()}
-    table = seen["text_model.embeddings.position_embedding.weight"]
-    words = {n.removeprefix("text_model."): x for n, x in seen.items() if n.startswith("text_model.")}
-    words = {n: x for n, x in words.items() if "position" not in n}
-    words |= {f"embeddings.position_embedding{which}": stretch_positions(table) for which in ("", "_res")}
-    taken = {f"clip_text_model.{name}": x for name, x in words.items()}
-    taken |= {f"clip_visual_ln.{x}": seen[f"vision_model.post_layernorm.{x}"] for x in ("weight", "bias")}
-    taken |= {f"clip_{which}_projection.weight": seen[f"{which}_projection.weight"] for which in ("visual", "text")}
-    taken["logit_scale"] = seen["logit_scale"]
-    linear = {n: x for n, x in projector.state_dict().items() if n.startswith("linear_")}
-    _state_dict.check(clip, "CLIP-L with its text tower", {**taken, **linear}, projector.state_dict())
-    state |= {encoder.PROJECTOR_PREFIX + name: x for name, x in taken.items()}
-    told = {
+    from_clip = _projector_state(clip_state)
+    own_layers = {name: x for name, x in projector.state_dict().items() if name.startswith("linear_")}
+    _state_dict.check(clip, "CLIP-L with its text tower", {**from_clip, **own_layers}, projector.state_dict())
+
+    state = {encoder.VISION_PREFIX + name: x for name, x in _time_branch_state(clip_state, sizes).items()}
+    state |= {encoder.PROJECTOR_PREFIX + name: x for name, x in from_clip.items()}
+    settings = {
         "pooling": "ppllava",
         "extend_clip": True,
         "pooling_kernel": list(VIDEO_WINDOW),
         "pooling_stride": list(VIDEO_WINDOW),
+        "btadapter": depth > 0,
+        "btadapter_depth": depth,
+        "max_T": max_frames,
     }
-    told |= {"btadapter": depth > 0, "btadapter_depth": depth, "max_T": moments}
-    _write(llava, str, state, told, out, clip)
+    _write(llava, str, state, settings, out, clip)
 
 
-def video_panda_start(eve: Path, out: Path) -> None:
-    """EVE-7B-Pretrain -> where Video-Panda's training starts: its LLM, its projector, and what the towers share.
+def _time_branch_state(clip_state: Mapping[str, Tensor], sizes: Sizes) -> dict[str, Tensor]:
+    """The branch over time of the vision tower: copies of CLIP's last layers, and attention that starts at zero."""
+    state = {
+        "btadapter_cls_token": torch.zeros(1, 1, sizes.width),
+        "btadapter_time_embed.weight": torch.zeros(sizes.max_frames, sizes.width),
+    }
+    for i in range(sizes.depth):
+        layer = f"vision_model.encoder.layers.{sizes.layers - sizes.depth + i}."
+        state |= {f"btadapter_S_layers.{i}.{name}": x for name, x in _with_prefix(clip_state, layer).items()}
+        over_time = TemporalAttention(sizes.width, sizes.heads).state_dict()
+        state |= {f"btadapter_T_layers.{i}.{name}": x for name, x in over_time.items()}
+    return state
+
+
+def _projector_state(clip_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What the projector takes from CLIP: the text tower with stretched positions, and the map into a shared space."""
+    text = {name: x for name, x in _with_prefix(clip_state, "text_model.").items() if "position" not in name}
+    positions = stretch_positions(clip_state["text_model.embeddings.position_embedding.weight"])
+    text |= {"embeddings.position_embedding": positions, "embeddings.position_embedding_res": positions}
+
+    state = {f"clip_text_model.{name}": x for name, x in text.items()}
+    for name in ("weight", "bias"):
+        state[f"clip_visual_ln.{name}"] = clip_state[f"vision_model.post_layernorm.{name}"]
+    for name in ("visual", "text"):
+        state[f"clip_{name}_projection.weight"] = clip_state[f"{name}_projection.weight"]
+    state["logit_scale"] = clip_state["logit_scale"]
+    return state
+
+
+def _with_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with a prefix, without it."""
+    return {name.removeprefix(prefix): x for name, x in state.items() if name.startswith(prefix)}
+
+
+def start_video_panda(eve: Path, out: Path) -> None:
+    """Make the folder where Video-Panda's training starts: LLM and projector of EVE-7B-Pretrain, and what towers share.
 
     Raises UserError where it has no projector of this shape, or `out` exists.
     """
-    raw = _state_dict.config(eve)
-    known = _state_dict.select(eve, partial(_after, "model.vision_tower."))
-    width = len(known["class_embedding"]) if "class_embedding" in known else 1024
-    tower = video_panda_tower.Tower(width).state_dict()
-    shared = {n: x for n, x in known.items() if n in tower and tower[n].shape == x.shape}
-    state = {f"model.video_tower.{name}": shared.get(name, x) for name, x in tower.items()}
-    told = {"model_type": "videopanda", "video_hidden_size": width, "image_size": raw.get("image_size", 448)}
-    _write(eve, _eve_name, state, {**told, "mm_use_im_start_end": False}, out)
+    settings = _state_dict.config(eve)
+    eve_tower = _state_dict.select(eve, partial(_remove_prefix, "model.vision_tower."))
+    width = len(eve_tower["class_embedding"]) if "class_embedding" in eve_tower else 1024
+
+    state: dict[str, Tensor] = {}
+    for name, x in video_panda_tower.Tower(width).state_dict().items():
+        is_shared = name in eve_tower and eve_tower[name].shape == x.shape
+        state[f"model.video_tower.{name}"] = eve_tower[name] if is_shared else x
+    settings = {
+        "model_type": "videopanda",
+        "video_hidden_size": width,
+        "image_size": settings.get("image_size", 448),
+        "mm_use_im_start_end": False,
+    }
+    _write(eve, _rename_eve, state, settings, out)
 
 
-def _eve_name(name: str) -> str | None:
+def _rename_eve(name: str) -> str | None:
     if name.startswith(("model.vision_tower", "model.image_teacher")):
         return None
     return name.replace("model.mm_projector.", "model.video_projector.")
 
 
-def _after(prefix: str, name: str) -> str | None:
+def _remove_prefix(prefix: str, name: str) -> str | None:
     return name.removeprefix(prefix) if name.startswith(prefix) else None
 
 
-def _sizes(raw: Mapping[str, Any], clip: Mapping[str, Any], depth: int, moments: int) -> Sizes:
-    """As the config.json of both folders tell; what they leave out is as in the published models."""
+def _sizes(llava: Mapping[str, Any], clip: Mapping[str, Any], depth: int, max_frames: int) -> Sizes:
+    """Sizes by both config.json; what they leave out is as in the published models."""
     known, vision, text = Sizes(), clip.get("vision_config", {}), clip.get("text_config", {})
     patch = vision.get("patch_size", known.patch)
     return known._replace(
@@ -106,47 +140,51 @@ def _sizes(raw: Mapping[str, Any], clip: Mapping[str, Any], depth: int, moments:
         patch=patch,
         edge=vision.get("image_size", 336) // patch,
         depth=depth,
-        max_frames=moments,
+        max_frames=max_frames,
         vocabulary=text.get("vocab_size", known.vocabulary),
         text_width=text.get("hidden_size", known.text_width),
         text_inner=text.get("intermediate_size", known.text_inner),
         text_layers=text.get("num_hidden_layers", known.text_layers),
         text_heads=text.get("num_attention_heads", known.text_heads),
         shared=clip.get("projection_dim", known.shared),
-        out=raw.get("text_config", {}).get("hidden_size", known.out),
+        out=llava.get("text_config", {}).get("hidden_size", known.out),
     )
 
 
 def _write(
     source: Path,
     rename: Callable[[str], str | None],
-    state: Mapping[str, Tensor],
-    told: Mapping[str, Any],
+    new_state: Mapping[str, Tensor],
+    new_settings: Mapping[str, Any],
     out: Path,
     clip: Path | None = None,
 ) -> None:
-    """The tensors of a folder, some renamed or left out, and new ones, part by part; CLIP's tokenizer inside."""
+    """Write the tensors of a folder, renamed or left out, and new ones; CLIP's tokenizer into a folder inside."""
     if out.exists():
         raise UserError(f"{out}: exists already; give a new folder")
+
     with atomic_folder(out) as folder:
-        places = dict.fromkeys(state, NEW)
-        kind = torch.float32
+        # Part by part: all weights together may not fit into memory.
+        file_of = dict.fromkeys(new_state, NEW_FILE)
+        dtype = torch.float32
         for number, part in enumerate(_state_dict.parts(source, rename), start=1):
-            kind = next(iter(part.values())).dtype
+            dtype = next(iter(part.values())).dtype
             file = f"model-{number:05d}.safetensors"
             save_file({name: x.contiguous() for name, x in part.items()}, folder / file, {"format": "pt"})
-            places |= dict.fromkeys(part, file)
-        halved = {name: x.to(kind).contiguous().clone() for name, x in state.items()}
-        save_file(halved, folder / NEW, {"format": "pt"})
-        (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": places}, indent=1))
-        _copy(source, folder)
-        (folder / "config.json").write_text(json.dumps({**_state_dict.config(source), **told}, indent=1))
+            file_of |= dict.fromkeys(part, file)
+        new_state = {name: x.to(dtype).contiguous().clone() for name, x in new_state.items()}
+        save_file(new_state, folder / NEW_FILE, {"format": "pt"})
+        (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": file_of}, indent=1))
+
+        _copy_other_files(source, folder)
+        settings = {**_state_dict.config(source), **new_settings}
+        (folder / "config.json").write_text(json.dumps(settings, indent=1))
         if clip:
             (folder / "clip").mkdir()
-            _copy(clip, folder / "clip")
+            _copy_other_files(clip, folder / "clip")
 
 
-def _copy(source: Path, out: Path) -> None:
+def _copy_other_files(source: Path, out: Path) -> None:
     for pattern in COPIED:
         for file in source.glob(pattern):
             shutil.copy(file, out)

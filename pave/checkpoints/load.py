@@ -13,6 +13,7 @@ from safetensors.torch import save
 
 from pave import config as configs
 from pave.checkpoints import build, official, patch_folder
+from pave.checkpoints.archive import checkpoint_folder
 from pave.config import Config, LoraConfig
 from pave.models import lora
 from pave.models.patched_model import PatchedModel
@@ -25,28 +26,35 @@ def load_model(
     base_only: bool = False,
     device: str | None = None,
     trust_plugins: bool = False,
+    recipe: Path | None = None,
 ) -> tuple[PatchedModel, Config]:
-    """Load a trained folder, ours or an official one, onto a device; `base_only` leaves its patches and LoRA out.
+    """Load a trained folder or its zip, ours or official, onto a device; `base_only` leaves patches and LoRA out.
 
-    `base` is another place of the base, `overrides` are `key=value`. Raises UserError where there is no such folder,
-    a tensor is missing or misshapen, and for a plugin from outside pave, see `patch_folder.read_config`.
+    `base` is another place of the base, `overrides` are `key=value`. `recipe` is a config for what an official folder
+    does not state, its side-channels and data; a folder of ours states all. Raises UserError where there is no such
+    folder, a tensor is missing or misshapen, and for a plugin from outside pave, see `patch_folder.read_config`.
     """
+    ckpt = checkpoint_folder(ckpt)
     if base is not None:
         overrides = [*overrides, f"base.path={base}"]
 
     if base_only:
-        config = _without_patches(_read_config(ckpt, overrides, trust_plugins))
+        config = _without_patches(_read_config(ckpt, overrides, trust_plugins, recipe))
         model = build.create(config)
     elif official.is_official(ckpt):
-        model, config = official.load(ckpt, configs.from_overrides(overrides))
+        model, config = official.load(ckpt, _official_settings(overrides, recipe))
     else:
         model, config = build.load(ckpt, overrides, trust_plugins)
     return model.eval().to(choose_device(device)), config
 
 
-def _read_config(ckpt: Path, overrides: Sequence[str], trust_plugins: bool) -> Config:
+def _official_settings(overrides: Sequence[str], recipe: Path | None) -> Config:
+    return configs.load(recipe, overrides) if recipe else configs.from_overrides(overrides)
+
+
+def _read_config(ckpt: Path, overrides: Sequence[str], trust_plugins: bool, recipe: Path | None) -> Config:
     if official.is_official(ckpt):
-        return official.read_official(ckpt, configs.from_overrides(overrides)).config
+        return official.read_official(ckpt, _official_settings(overrides, recipe)).config
     return patch_folder.read_config(ckpt, overrides, trust_plugins)
 
 

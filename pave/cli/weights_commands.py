@@ -58,13 +58,13 @@ def _add_init_ppllava(parser: argparse.ArgumentParser) -> None:
 def _run_init_ppllava(arguments: argparse.Namespace) -> None:
     from pave.checkpoints import initial_weights
 
-    initial_weights.ppllava(Path(arguments.source), arguments.clip, arguments.out)
+    initial_weights.start_ppllava(Path(arguments.source), arguments.clip, arguments.out)
 
 
 def _run_init_video_panda(arguments: argparse.Namespace) -> None:
     from pave.checkpoints import initial_weights
 
-    initial_weights.video_panda_start(Path(arguments.source), arguments.out)
+    initial_weights.start_video_panda(Path(arguments.source), arguments.out)
 
 
 _INIT = (

@@ -34,7 +34,9 @@ def test_what_trains_is_what_the_config_says(tiny_setup: TinySetup, tmp_path: Pa
     assert all(parts.values())
     assert set().union(*parts.values()) == every
     for audio, dense, adapter in ((True, False, True), (False, True, True), (True, True, False), (False, False, True)):
-        config = side_config(tiny_setup, {"audio": {"trainable": audio}, "dense": {"trainable": dense}}, trainable=adapter)
+        config = side_config(
+            tiny_setup, {"audio": {"trainable": audio}, "dense": {"trainable": dense}}, trainable=adapter
+        )
         wanted = [names for names, on in zip(parts.values(), (audio, dense, adapter)) if on]
         model = build.create(config)
         assert trained_names(model) == set().union(*wanted)
@@ -99,7 +101,11 @@ def test_a_start_that_does_not_fit(tiny_setup: TinySetup, tmp_path: Path) -> Non
     for sides, settings, message in (
         ({"audio": {"init_from": str(both), "heads": 2}}, {}, "patch 'audio' has heads=4, sides.audio has 2"),
         ({"audio": {"init_from": str(music)}}, {}, "patch 'music' has hidden_dim=8, sides.audio has 16"),
-        ({"sound": {"init_from": str(both)}}, {}, r"has the patches \['audio', 'dense'\], sides.sound.init_from needs 'sound'"),
+        (
+            {"sound": {"init_from": str(both)}},
+            {},
+            r"has the patches \['audio', 'dense'\], sides.sound.init_from needs 'sound'",
+        ),
         ({"audio": {"init_from": str(folders["deaf"])}}, {}, r"has the patches \[\], sides.audio.init_from needs"),
         ({"audio": {}}, {"init_from": str(music)}, r"LoRA has r=4, lora.r is 2"),
         ({"audio": {}}, {"init_from": str(music), "r": 4}, "LoRA has alpha=6, lora.alpha is 4"),

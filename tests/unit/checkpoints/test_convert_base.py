@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import LlavaOnevisionForConditionalGeneration
 
 from pave.cli import main
-from pave.models.bases import llava_onevision
 from pave.models.base import LoadSettings
+from pave.models.bases import llava_onevision
 
 OFFICIAL = GOLDEN / "e2e/tiny-llava-onevision-qwen2-ov"
 HEADS = "base.vision_heads=4"

@@ -18,8 +18,8 @@ from pave.config import Config, PatchConfig
 from pave.data.collate import collate
 from pave.data.dataset import QuestionDataset, make_sample
 from pave.media.video import read_clip
-from pave.models.bases import llava_onevision
 from pave.models.base import LoadSettings
+from pave.models.bases import llava_onevision
 from pave.models.patched_model import PatchedModel
 from pave.types import UserError
 

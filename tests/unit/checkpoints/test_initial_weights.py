@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers.tiny_bases import TEXT, clip_tokenizer, llama_tokenizer
 from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
 from torch.testing import assert_close
 from transformers import CLIPConfig, CLIPModel, LlamaConfig, LlamaForCausalLM
 
@@ -25,7 +26,7 @@ WIDTH = 128
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """CLIP of random weights, small enough to look at."""
+    """A small CLIP of random weights."""
     folder = tmp_path_factory.mktemp("clip")
     torch.manual_seed(0)
     sizes = {"hidden_size": WIDTH, "intermediate_size": 96, "num_attention_heads": 2}
@@ -46,22 +47,22 @@ def llava(clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, tokenizer = tmp_path_factory.mktemp("llava"), llama_tokenizer(video=True)
     llm = LlamaForCausalLM(LlamaConfig(**TEXT, vocab_size=len(tokenizer) + 6))
     language = {f"language_model.{n}": x.clone() for n, x in llm.state_dict().items()}
-    seen = {n: x for n, x in load_file(clip / "model.safetensors").items() if n.startswith("vision_model.")}
-    rest = {f"vision_tower.{n}": x for n, x in seen.items() if "position_ids" not in n}
+    tower = {n: x for n, x in load_file(clip / "model.safetensors").items() if n.startswith("vision_model.")}
+    rest = {f"vision_tower.{n}": x for n, x in tower.items() if "position_ids" not in n}
     for name, shape in {"linear_1": (32, WIDTH), "linear_2": (32, 32)}.items():
         rest[f"multi_modal_projector.{name}.weight"] = torch.randn(shape)
         rest[f"multi_modal_projector.{name}.bias"] = torch.randn(32)
     rest["image_newline"] = torch.randn(32)
-    places = {}
+    file_of = {}
     for number, part in enumerate((language, rest), start=1):
         file = f"model-{number:05d}-of-00002.safetensors"
         save_file(part, folder / file, {"format": "pt"})
-        places |= dict.fromkeys(part, file)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+        file_of |= dict.fromkeys(part, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": file_of}))
     vision = json.loads((clip / "config.json").read_text())["vision_config"]
     text = {name: getattr(llm.config, name) for name in (*TEXT, "vocab_size")}
-    told = {"model_type": "llava_next", "vision_config": vision, "text_config": text}
-    (folder / "config.json").write_text(json.dumps(told))
+    settings = {"model_type": "llava_next", "vision_config": vision, "text_config": text}
+    (folder / "config.json").write_text(json.dumps(settings))
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -69,27 +70,28 @@ def llava(clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @torch.no_grad()
 def test_ppllava_starts_as_llava_next_with_clips_own_relevance(llava: Path, clip: Path, tmp_path: Path) -> None:
     out = tmp_path / "start"
-    assert main.main(["convert", str(llava), str(out), "--to", "ppllava", "--clip", str(clip)]) == 0
+    assert main.main(["init", "ppllava", str(llava), str(out), "--clip", str(clip)]) == 0
     base = ppllava.Base.load(str(out))
-    whole = CLIPModel.from_pretrained(clip).eval()
-    guide = torch.tensor([base.chat("what is heard?").prompt_ids])
-    pictures = base.preprocess_images([np.random.default_rng(0).integers(0, 256, (84, 84, 3), np.uint8)])
-    hidden = whole.vision_model(pictures, output_hidden_states=True).hidden_states[-2][:, 1:]
-    asked = whole.get_text_features(guide)
-    asked = asked if isinstance(asked, torch.Tensor) else asked.pooler_output
-    near = torch.nn.functional.normalize(whole.visual_projection(whole.vision_model.post_layernorm(hidden)), dim=-1)
-    want = near @ torch.nn.functional.normalize(asked, dim=-1)[0]
-    found = base.multi_modal_projector.similarity(hidden[None], base.multi_modal_projector.encode_prompt(guide))
-    assert_close(found[0], want, atol=1e-5, rtol=1e-5)
+    original = CLIPModel.from_pretrained(clip).eval()
+    prompt_ids = torch.tensor([base.chat("what is heard?").prompt_ids])
+    pixels = base.preprocess_images([np.random.default_rng(0).integers(0, 256, (84, 84, 3), np.uint8)])
+    hidden = original.vision_model(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
+    visual = F.normalize(original.visual_projection(original.vision_model.post_layernorm(hidden)), dim=-1)
+    text = original.get_text_features(prompt_ids)
+    text = F.normalize(text if isinstance(text, torch.Tensor) else text.pooler_output, dim=-1)
+    actual = base.multi_modal_projector.similarity(hidden[None], base.multi_modal_projector.encode_prompt(prompt_ids))
+    assert_close(actual[0], visual @ text[0], atol=1e-5, rtol=1e-5)
     # The branch repeats CLIP's layers of the same depth and adds nothing over time.
     tower = base.vision_tower
     assert len(tower.btadapter_S_layers) == 3
     for i, layer in enumerate(tower.btadapter_S_layers):
-        mine = whole.vision_model.encoder.layers[1 + i].state_dict()
-        assert all(torch.equal(mine[name], x) for name, x in layer.state_dict().items())
+        expected = original.vision_model.encoder.layers[1 + i].state_dict()
+        assert all(torch.equal(expected[name], x) for name, x in layer.state_dict().items())
         assert not any(x.any() for x in tower.btadapter_T_layers[i].temporal_fc.parameters())
-    table = whole.text_model.embeddings.position_embedding.weight
-    assert torch.equal(base.multi_modal_projector.clip_text_model.embeddings.position_embedding_res, stretch_positions(table))
+    table = original.text_model.embeddings.position_embedding.weight
+    assert torch.equal(
+        base.multi_modal_projector.clip_text_model.embeddings.position_embedding_res, stretch_positions(table)
+    )
     assert POSITION_STRETCH == 4
     assert encoder.load(out)[0].max_frames == 64
 
@@ -101,7 +103,7 @@ def test_what_is_missing_in_clip_is_named(llava: Path, clip: Path, tmp_path: Pat
     del state["text_model.encoder.layers.1.mlp.fc2.bias"]
     save_file(state, broken / "model.safetensors")
     (broken / "config.json").write_text((clip / "config.json").read_text())
-    words = ["convert", str(llava), str(tmp_path / "out"), "--to", "ppllava", "--clip", str(broken)]
+    words = ["init", "ppllava", str(llava), str(tmp_path / "out"), "--clip", str(broken)]
     assert main.main(words) == 1
     assert not (tmp_path / "out").exists()
 
@@ -121,7 +123,7 @@ def test_video_panda_starts_from_eve(tmp_path: Path) -> None:
     torch.save({name: x.half() for name, x in state.items()}, eve / "pytorch_model.bin")
     (eve / "config.json").write_text(json.dumps({**llm.config.to_dict(), "image_size": 112}))
     tokenizer.save_pretrained(eve)
-    assert main.main(["convert", str(eve), str(out), "--to", "video_panda"]) == 0
+    assert main.main(["init", "video_panda", str(eve), str(out)]) == 0
     base = video_panda.Base.load(str(out))
     for name, tensor in shared.items():
         assert torch.equal(base.vision_tower.state_dict()[name], tensor.half().float())

@@ -24,8 +24,8 @@ from torch.testing import assert_close
 from pave.checkpoints import official
 from pave.data.collate import expand_video_tokens, pad_rows
 from pave.models import lora
-from pave.models.bases import llava_onevision
 from pave.models.base import LoadSettings
+from pave.models.bases import llava_onevision
 from pave.models.patched_model import PatchedModel
 
 
@@ -157,7 +157,9 @@ def test_half_precision_generation() -> None:
 
 def test_half_precision_embeddings_and_logits() -> None:
     model, data = fresh(dtype="float16"), arrays("d_half")
-    ids, _ = expand_video_tokens((e := model.base.chat("What is the person doing in the video?")).ids, e.labels, 840, 32768)
+    ids, _ = expand_video_tokens(
+        (e := model.base.chat("What is the person doing in the video?")).ids, e.labels, 840, 32768
+    )
     pixels = model.base.preprocess(FRAMES["video_a"])[None]
     with torch.no_grad():
         embeds = model.splice(torch.tensor([ids]), pixels, audio("audio/vid_a"))
@@ -186,7 +188,9 @@ def test_left_padded_batch_generates_as_alone() -> None:
     rows = [expand_video_tokens(e.ids, e.labels, n, 32768)[0] for e in map(model.base.chat, questions)]
     pixels = torch.stack([model.base.preprocess(FRAMES[f"video_{v}"]) for v in "ab"])
     mask = pad_rows([[1] * len(r) for r in rows], 0, left=True).bool()
-    new = model.generate(pad_rows(rows, 0, left=True), mask, pixels, audio("audio/vid_a", "audio/vid_b"), max_new_tokens=20)
+    new = model.generate(
+        pad_rows(rows, 0, left=True), mask, pixels, audio("audio/vid_a", "audio/vid_b"), max_new_tokens=20
+    )
     texts = model.base.tokenizer.batch_decode(new, skip_special_tokens=True)
     stored = SUMMARY["d_trained"]["generate"]
     assert texts == [stored[f"video_{v}|vid_{v}|{q}"]["text"] for v, q in zip("ab", questions)]

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from pave.checkpoints import load, official
+from pave.checkpoints.archive import checkpoint_folder
+from pave.checkpoints.load import fingerprint
 from pave.config import BaseConfig, Config
 from pave.models import lora
 from pave.types import UserError
@@ -240,3 +243,42 @@ def test_the_base_alone(folder: Path) -> None:
     assert not model.patches
     assert not lora.names(model.base.hf)
     assert (config.base.path, config.base.newline, model.base.newline) == (BASE, "frame", "frame")
+
+
+RECIPE = """
+base: {frames: 4, dtype: float32, vision_heads: 4}
+sides: {sound: {side: audio, features: features/audio}}
+data: {task: avsd, root: somewhere, eval_split: test}
+"""
+
+
+def test_a_recipe_says_what_an_official_folder_does_not(folder: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE)
+    model, config = load.load_model(folder, BASE, ["data.root=here"], device="cpu", recipe=recipe)
+    assert list(model.patches) == list(config.sides) == ["sound"]
+    assert (config.data.task, config.data.root, config.base.path) == ("avsd", "here", BASE)
+    assert torch.equal(model.patches["sound"].out_norm.weight, fresh().patches["audio"].out_norm.weight)
+
+
+def test_a_zip_is_unpacked_beside_itself_once(folder: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "official.zip"
+    with zipfile.ZipFile(archive, "w") as packed:
+        for file in folder.iterdir():
+            packed.write(file, f"some/folder/{file.name}")
+    overrides = ["base.vision_heads=4", "base.dtype=float32", "sides.audio.rope=false"]
+    model, _ = load.load_model(archive, BASE, overrides, device="cpu")
+    assert fingerprint(model) == fingerprint(fresh())
+    archive.unlink()
+    archive.write_bytes(b"")
+    assert checkpoint_folder(archive) == tmp_path / "official"
+
+
+def test_a_zip_without_a_checkpoint_is_named(tmp_path: Path) -> None:
+    archive = tmp_path / "empty.zip"
+    with pytest.raises(UserError, match=r"empty\.zip: no such file"):
+        checkpoint_folder(archive)
+    zipfile.ZipFile(archive, "w").close()
+    with pytest.raises(UserError, match=r"empty\.zip: has 0 folders with"):
+        checkpoint_folder(archive)
+    assert not (tmp_path / "empty").exists()

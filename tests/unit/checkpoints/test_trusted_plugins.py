@@ -27,7 +27,7 @@ NAMED = {
     "base.name": ("name: llava_onevision", "name: payload.base", "payload.base"),
     "sides.audio.side": ("side: audio", "side: payload.side", "payload.side"),
     "data.task": ("task: sideworld", "task: payload.task", "payload.task"),
-    "data.mixture.more.task": ("mix: {}", "mix: {more: {task: payload.task}}", "payload.task"),
+    "data.mixture.more.task": ("mixture: {}", "mixture: {more: {task: payload.task}}", "payload.task"),
 }
 """What a folder's pave.yaml says instead, and the module that this names, by setting."""
 PLUGINS = {"base": "pave.models.bases.llava_onevision", "side": "pave.sides.audio", "task": "pave.tasks.sideworld"}
@@ -107,7 +107,10 @@ def test_the_user_lets_it_run_or_names_it(
     setting: str, plain: Path, tiny_setup: TinySetup, tmp_path: Path, ran: Path
 ) -> None:
     folder, module = change(plain, tmp_path / "final", setting), NAMED[setting][2]
-    assert config.named_plugins(Pave.from_pretrained(folder, device="cpu", trust_plugins=True).config)[setting][1] == module
+    assert (
+        config.named_plugins(Pave.from_pretrained(folder, device="cpu", trust_plugins=True).config)[setting][1]
+        == module
+    )
     build.load(folder, [f"{setting}={module}"])
     others = [f"{other}={NAMED[other][2]}" for other in NAMED if NAMED[other][2] != module]
     with pytest.raises(UserError, match="names the plugin"):
@@ -150,7 +153,16 @@ def test_a_store_of_features_does_not_run_what_it_names(tmp_path: Path, ran: Pat
     store.mkdir()
     write_tokens(store / "a.safetensors", SideTokens(zeros(2, 1, 4) + 1), Meta("audio", "imagebind_audio", "a.mp4"))
     (store / "store.json").write_text(
-        json.dumps({"side": "payload.side", "extractor": "imagebind_audio", "options": "{}", "weights": ""})
+        json.dumps(
+            {
+                "side": "payload.side",
+                "extractor": "imagebind_audio",
+                "options": "{}",
+                "weights": "",
+                "dtype": "float32",
+                "pave_version": "0.1.0",
+            }
+        )
     )
     with pytest.raises(UserError, match=r"store\.json names the plugin 'payload\.side', .* name it with --side"):
         checks.check_store(store)
@@ -164,5 +176,5 @@ def test_what_ships() -> None:
         for name in registry.names(kind):
             assert registry.is_shipped(kind, name)
             assert registry.is_shipped(kind, f"pave.{kind}.{name}")
-    for name in ("payload.code", "pave.sides._frame_features", "pave.sides.audio.code", "pave", ".audio", "os.path"):
+    for name in ("payload.code", "pave.sides._frame_features", "pave.sides.audio.code", ".audio", "os.path"):
         assert not registry.is_shipped("sides", name), name
