@@ -212,6 +212,7 @@ def vicuna_tokenizer() -> PreTrainedTokenizerFast:
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     texts = sideworld.vocabulary_texts()
+
     turns = [f"USER: {text} ASSISTANT: {text}" for text in texts]
     special = ["<unk>", "<s>", "</s>", "<pad>", "<image>", "<video>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()

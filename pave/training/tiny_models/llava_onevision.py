@@ -59,6 +59,7 @@ def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     bpe.normalizer = normalizers.NFC()
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
+
     chat = ["system\nYou are a helpful assistant.", "user\n", "assistant\n"]
     trainer = trainers.BpeTrainer(
         vocab_size=512, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False

@@ -111,6 +111,7 @@ def _token_embeddings(tokenizer: PreTrainedTokenizerBase, teacher: LlavaOnevisio
     table, vocabulary = teacher.hf.get_input_embeddings().weight, teacher.tokenizer.get_vocab()
     same_meaning = {"</s>": teacher.tokenizer.eos_token, "<s>": "<|im_start|>"}
     embeddings = torch.randn(len(tokenizer), table.shape[1]) * table.std()
+
     for token, i in tokenizer.get_vocab().items():
         token = same_meaning.get(token, token)
         teacher_id = vocabulary.get(token, vocabulary.get(token.removeprefix("Ġ")))
