@@ -214,7 +214,7 @@ def side_channels(config: Config) -> dict[str, SideChannel]:
 def read_side_tokens(read: Callable[[Path], SideTokens], file: Path, dim: int) -> SideTokens:
     """Read and check one feature file. Raises UserError for a wrong width, NaN or no steps."""
     tokens = read(file)
-    feature_files.check(tokens, file, dim)
+    feature_files.check_tokens(tokens, file, dim)
     return tokens
 
 

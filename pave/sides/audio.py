@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pave.media import feature_files
-from pave.media.audio import HOP, RATE, WINDOW, mel_windows, read_waveform, resample
+from pave.media.audio import HOP, SAMPLE_RATE, WINDOW, mel_windows, read_waveform, resample
 from pave.models.encoders import imagebind_audio
 from pave.sides import _official_features, base
 from pave.types import SideTokens
@@ -70,7 +70,7 @@ class SideChannel(base.SideChannel[Options, imagebind_audio.Tower, Sound]):
         """Compute tokens on the CPU, each with the middle of its 2 s."""
         device = next(encoder.parameters()).device
         x = torch.cat([encoder(part.to(device)).cpu() for part in inputs.mel.split(BATCH)])
-        return SideTokens(x[:, None], (WINDOW / 2 + HOP * torch.arange(len(x))) / RATE)
+        return SideTokens(x[:, None], (WINDOW / 2 + HOP * torch.arange(len(x))) / SAMPLE_RATE)
 
     def load(self, path: Path) -> SideTokens:
         """Read float32[K,1,C] from our file, or from an official .pt, which states no times. Raises UserError."""
@@ -86,8 +86,8 @@ class SideChannel(base.SideChannel[Options, imagebind_audio.Tower, Sound]):
         """Say what is unusual about a sound track: silence, or less than one window."""
         if inputs.peak < SILENCE:
             return "silent"
-        if inputs.seconds < WINDOW / RATE:
-            return f"{inputs.seconds:.2f} s, padded with silence to {WINDOW // RATE} s"
+        if inputs.seconds < WINDOW / SAMPLE_RATE:
+            return f"{inputs.seconds:.2f} s, padded with silence to {WINDOW // SAMPLE_RATE} s"
         return ""
 
     def suspicion(self, x: Tensor) -> str:

@@ -86,7 +86,7 @@ class SideChannel(base.SideChannel[Options, llava3d.Encoder, Views]):
 
     def find_items(self, folder: Path) -> list[MediaItem]:
         """List the scenes at or below a folder. Raises UserError where there is none."""
-        return rgbd.find(folder)
+        return rgbd.find_scenes(folder)
 
     def build(self, weights: Path, options: Options, device: torch.device) -> llava3d.Encoder:
         """Load the encoder from a CLIP or base folder and, by option, LLaVA-3D's weights. Raises UserError."""
@@ -153,10 +153,10 @@ def read_views(
 ) -> Views:
     """Read the views of a scene for a tower of `size` pixels and patches of `patch`. Raises UserError."""
     alignment = _axis_alignment(folder, options, alignments)
-    depth_scale = options.depth_scale or rgbd.depth_scale(folder)
-    frames = rgbd.frames(folder)
+    depth_scale = options.depth_scale or rgbd.read_depth_scale(folder)
+    frames = rgbd.list_frames(folder)
     # A frame that is shown several times is read once.
-    numbers, order = np.unique(rgbd.evenly(len(frames), options.views), return_inverse=True)
+    numbers, order = np.unique(rgbd.sample_every_nth(len(frames), options.views), return_inverse=True)
 
     views = [_crop(folder, frames[i], size) for i in numbers]
     images = torch.from_numpy(np.stack([view.image for view in views]))
@@ -174,7 +174,7 @@ def read_views(
 
 def _crop(folder: Path, frame: rgbd.Frame, size: int) -> CroppedView:
     color, depth = rgbd.read_color(frame.color), rgbd.read_depth(frame.depth)
-    lens = rgbd.lens(folder, frame)
+    lens = rgbd.find_intrinsics(folder, frame)
 
     # Intrinsics of the colour camera hold for a depth image of another size, not of another aspect ratio.
     smaller, larger = sorted((color.width * depth.height, color.height * depth.width))
@@ -198,7 +198,7 @@ def _axis_alignment(folder: Path, options: Options, alignments: Mapping[str, np.
             raise UserError(f"{options.infos}: no axis_align_matrix of '{name}'; leave this scene or infos= out")
         return alignments[name]
 
-    alignment = rgbd.axis_align(folder)
+    alignment = rgbd.read_axis_align(folder)
     if alignment is not None:
         return alignment
     if options.unaligned:

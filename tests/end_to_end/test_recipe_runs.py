@@ -187,7 +187,7 @@ def make_fine_base(folder: Path) -> Path:
         **{"image_size": 384, "patch_size": 14},
     }
     _llava_onevision_layouts.save(
-        _llava_onevision_layouts.build(text, vision), tokenizer, text, vision, folder, torch.float32
+        _llava_onevision_layouts.build_model(text, vision), tokenizer, text, vision, folder, torch.float32
     )
     return folder
 

@@ -14,11 +14,11 @@ from helpers.paths import FIXTURES, ROOT
 from helpers.server_client import QUESTION, TIMEOUT, serve_process
 
 from pave.sideworld import files
-from pave.sideworld.scene import clip_seed, scene
+from pave.sideworld.scene import clip_seed, draw_scene
 
 CHECKPOINT = FIXTURES / "sideworld_audio"
 PICTURES = ROOT / "runs/screenshots"
-SCENE = scene(clip_seed("test", 0, 0))
+SCENE = draw_scene(clip_seed("test", 0, 0))
 FOLLOWING = "Which shape jumped when the sound was heard? Answer with one word."
 
 pytestmark = pytest.mark.slow
@@ -61,7 +61,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         pytest.skip("needs Chromium")
     folder = tmp_path_factory.mktemp("site")
     clip, urls = folder / "sideworld.mp4", list[str]()
-    files.write(SCENE, clip)
+    files.write_clip(SCENE, clip)
     PICTURES.mkdir(parents=True, exist_ok=True)
     driver.expect.set_options(timeout=TIMEOUT * 1000)
     # Root has no sandbox.

@@ -15,7 +15,7 @@ from pave import config
 from pave.evaluation import side_channel_report
 from pave.sides.base import get_side
 from pave.sideworld.channels import CHANNELS, with_channels
-from pave.sideworld.scene import scene
+from pave.sideworld.scene import draw_scene
 from pave.tasks import sideworld
 from pave.types import Prediction
 
@@ -25,7 +25,7 @@ GOES_ON = {"dense": ["dense"], "exo": [], "scene3d": ["scene3d"], "two": ["dense
 
 
 def test_a_row_for_each_channel_and_for_two_together(tmp_path: Path) -> None:
-    questions = sideworld.scene_questions(with_channels(scene(0), CHANNELS))
+    questions = sideworld.scene_questions(with_channels(draw_scene(0), CHANNELS))
     needs = {kind.name: kind.needs for kind in sideworld.KINDS}
     for name, right in (
         ("base", ["visual"]),

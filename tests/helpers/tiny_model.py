@@ -28,7 +28,7 @@ class TinySetup(NamedTuple):
 def make_base(folder: Path) -> Path:
     """A random 1-layer LLaVA-OneVision for 32-pixel frames, in the lmms-lab layout."""
     torch.manual_seed(0)
-    tokenizer = make_tokenizer(sideworld.texts())
+    tokenizer = make_tokenizer(sideworld.vocabulary_texts())
     text = {
         "hidden_size": 32,
         "intermediate_size": 48,
@@ -48,14 +48,14 @@ def make_base(folder: Path) -> Path:
         "patch_size": 16,
     }
     _llava_onevision_layouts.save(
-        _llava_onevision_layouts.build(text, vision), tokenizer, text, vision, folder, torch.float32
+        _llava_onevision_layouts.build_model(text, vision), tokenizer, text, vision, folder, torch.float32
     )
     return folder
 
 
 def make_data(root: Path, train: int = 4, test: int = 3) -> Path:
     """Clips, and for each a feature file of its own length."""
-    files.make(root, train, test, seed=7, workers=1)
+    files.make_clips(root, train, test, seed=7, workers=1)
     for i, video in enumerate(sorted((root / "videos").glob("*.mp4"))):
         generator = torch.Generator().manual_seed(i)
         tokens = SideTokens(torch.randn(5 + i % 3, 1, SIDE_DIM, generator=generator))

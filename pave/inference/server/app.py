@@ -22,7 +22,7 @@ from pave.inference.session import Session, load_with_patches
 from pave.inference.untrusted_media import guarded_reader
 from pave.models.patched_model import PatchedModel
 from pave.sideworld import files as sideworld_files
-from pave.sideworld.scene import clip_seed, scene
+from pave.sideworld.scene import clip_seed, draw_scene
 from pave.types import UserError
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def copy_examples(folder: Path, source: Path | None) -> list[tuple[str, str]]:
     sample = Path(__file__).parents[3] / "tests/fixtures/media/bigbuckbunny.mp4"
     examples = [folder / "sideworld1.mp4", folder / "sideworld0.mp4"]
     for number, video in zip((1, 0), examples):
-        sideworld_files.write(scene(clip_seed("test", 0, number)), video)
+        sideworld_files.write_clip(draw_scene(clip_seed("test", 0, number)), video)
     if sample.is_file():
         examples.append(Path(shutil.copy(sample, folder)))
     return [(str(video), "Which sound is heard? Answer with one word.") for video in examples]

@@ -25,7 +25,7 @@ from pave.cli import main
 from pave.data.collate import collate
 from pave.inference.session import Session
 from pave.media import feature_files
-from pave.media.audio import HOP, RATE, WINDOW, mel_windows
+from pave.media.audio import HOP, SAMPLE_RATE, WINDOW, mel_windows
 from pave.media.frame_sampling import uniform
 from pave.models.encoders import imagebind_audio
 from pave.models.patch.patch import ConvShape, Patch
@@ -115,15 +115,15 @@ def test_a_trained_patch_attends_to_the_sound() -> None:
     tower = imagebind_audio.load(Path(config.resolve("asset:sideworld/audio.safetensors")))
     shares, evens, untrained = [], [], []
     for i in range(50):
-        scene = sideworld.scene(sideworld.clip_seed("test", 5, i))
+        scene = sideworld.draw_scene(sideworld.clip_seed("test", 5, i))
         numbers = uniform(sideworld.FRAMES, 16)
         at = torch.from_numpy(np.asarray(numbers) / sideworld.FPS).float()
         with torch.no_grad():
             query = base.encode(base.preprocess(sideworld.render(scene, numbers))[None]).query[0]
-            x = tower(mel_windows(torch.from_numpy(sideworld.sound(scene))[None]))[:, None]
-        side = SideTokens(x, (WINDOW / 2 + HOP * torch.arange(len(x))) / RATE)
-        begins = side.seconds - WINDOW / RATE / 2
-        heard = (begins <= scene.heard_at) & (scene.heard_at + sideworld.SOUND_SECONDS <= begins + WINDOW / RATE)
+            x = tower(mel_windows(torch.from_numpy(sideworld.synthesize_sound(scene))[None]))[:, None]
+        side = SideTokens(x, (WINDOW / 2 + HOP * torch.arange(len(x))) / SAMPLE_RATE)
+        begins = side.seconds - WINDOW / SAMPLE_RATE / 2
+        heard = (begins <= scene.heard_at) & (scene.heard_at + sideworld.SOUND_SECONDS <= begins + WINDOW / SAMPLE_RATE)
         frame = int((at - scene.heard_at).abs().argmin())
         for patch, row in ((trained, shares), (fresh, untrained)):
             view = explain.recompute_attention(patch, query, side, at, torch.zeros(16, dtype=torch.long))
