@@ -50,7 +50,7 @@ def count_layers(names: Iterable[str]) -> int:
     return len({name.split(".")[2] for name in names if name.startswith("encoder.layers.")})
 
 
-def check(path: Path, what: str, actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+def check(path: Path, encoder: str, actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """Raise UserError naming tensors that are missing, unexpected or misshapen."""
     common = actual.keys() & expected.keys()
     problems = {
@@ -60,12 +60,12 @@ def check(path: Path, what: str, actual: Mapping[str, Tensor], expected: Mapping
     }
     if any(problems.values()):
         text = "; ".join(f"{len(n)} {kind}, such as {', '.join(n[:3])}" for kind, n in problems.items() if n)
-        raise UserError(f"{path}: not {what}: {text}; give the checkpoint as published")
+        raise UserError(f"{path}: not {encoder}: {text}; give the checkpoint as published")
 
 
-def fill(module: M, path: Path, what: str, state: Mapping[str, Tensor]) -> M:
+def fill(module: M, path: Path, encoder: str, state: Mapping[str, Tensor]) -> M:
     """Put tensors into a module, which may lie on the meta device, in eval mode. Raises UserError as `check`."""
-    check(path, what, state, module.state_dict())
+    check(path, encoder, state, module.state_dict())
     module.load_state_dict(state, assign=True)
     return module.eval()
 

@@ -99,8 +99,8 @@ def normalized_frame(image: np.ndarray, size: int) -> Tensor:
     x = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 255
     # The official code normalises first: four times the work for the same, up to rounding.
     x = F.interpolate(x, size=scaled, mode="bilinear")[0]
-    top, left = round((scaled[0] - size) / 2), round((scaled[1] - size) / 2)
-    x = x[:, top : top + size, left : left + size]
+    row, column = round((scaled[0] - size) / 2), round((scaled[1] - size) / 2)
+    x = x[:, row : row + size, column : column + size]
     return (x - torch.tensor(CLIP_MEAN).view(3, 1, 1)) / torch.tensor(CLIP_STD).view(3, 1, 1)
 
 

@@ -29,8 +29,8 @@ MAX_WAVELENGTH, MIN_WAVELENGTH = 32.0, 0.125
 def crop(image: Image.Image, size: int, resample: Image.Resampling) -> np.ndarray:
     """Cut out the middle square of an image, its short side scaled to `size`: [size,size] or [size,size,3]."""
     width, height = _scaled_size(image.size, size)
-    left, top = (width - size) // 2, (height - size) // 2
-    return np.asarray(image.resize((width, height), resample).crop((left, top, left + size, top + size)))
+    column, row = (width - size) // 2, (height - size) // 2
+    return np.asarray(image.resize((width, height), resample).crop((column, row, column + size, row + size)))
 
 
 def crop_intrinsic(matrix: np.ndarray, image_size: tuple[int, int], size: int) -> np.ndarray:

@@ -178,9 +178,9 @@ def fit_size(height: int, width: int, size: int) -> tuple[int, int]:
 
 def valid_box(height: int, width: int, size: int) -> Box:
     """Where an image of this many pixels, as `fit_size` gives them, lies on its canvas."""
-    top = (size - height) // 2 // TOKEN_PIXELS * POOL
-    left = (size - width) // 2 // TOKEN_PIXELS * POOL
-    return Box(top, top + height // PATCH, left, left + width // PATCH)
+    row = (size - height) // 2 // TOKEN_PIXELS * POOL
+    column = (size - width) // 2 // TOKEN_PIXELS * POOL
+    return Box(row, row + height // PATCH, column, column + width // PATCH)
 
 
 def empty_box(size: int) -> Box:
@@ -209,8 +209,8 @@ def to_canvas(images: Tensor, size: int) -> Tensor:
     colour = [(level / 255 - mean) / std for level, mean, std in zip(BACKGROUND, CLIP_MEAN, CLIP_STD)]
     canvas = images.new_tensor(colour).view(3, 1, 1).repeat(*images.shape[:-3], 1, size, size)
 
-    top, left = box.top * PATCH, box.left * PATCH
-    canvas[..., top : top + height, left : left + width] = images
+    row, column = box.top * PATCH, box.left * PATCH
+    canvas[..., row : row + height, column : column + width] = images
     return canvas
 
 

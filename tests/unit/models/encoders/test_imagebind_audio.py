@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from helpers.encoder_weights import load_arrays
 from helpers.paths import GOLDEN, read_json
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
@@ -19,7 +19,7 @@ FOLDER = GOLDEN / "encoders/imagebind_audio"
 
 @pytest.fixture
 def arrays() -> dict[str, torch.Tensor]:
-    return {name: torch.from_numpy(a) for name, a in np.load(FOLDER / "tower.npz").items()}
+    return load_arrays("imagebind_audio/tower.npz")
 
 
 def golden_tower() -> Tower:
@@ -60,13 +60,13 @@ def test_rows_have_the_length_of_the_scale(arrays: dict[str, torch.Tensor]) -> N
 
 def test_published_file(tmp_path: Path, arrays: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
     """Plain torch.save, with the other modalities in it; of the known width, so that no heads need be stated."""
-    fresh = Tower(width=768, depth=1, heads=12, out_dim=8).eval()
+    expected = Tower(width=768, depth=1, heads=12, out_dim=8).eval()
     other = {"modality_trunks.vision.blocks.0.attn.bias_k": torch.zeros(3)}
-    torch.save({**fresh.state_dict(), **other}, tmp_path / "imagebind_huge.pth")
+    torch.save({**expected.state_dict(), **other}, tmp_path / "imagebind_huge.pth")
     tower = load(tmp_path / "imagebind_huge.pth")
     assert not tower.training
     with torch.no_grad():
-        assert torch.equal(tower(arrays["input"]), fresh(arrays["input"]))
+        assert torch.equal(tower(arrays["input"]), expected(arrays["input"]))
 
 
 def test_save_and_load(tmp_path: Path, arrays: dict[str, torch.Tensor]) -> None:
@@ -88,21 +88,6 @@ def test_heads_must_be_known(metadata: dict[str, str] | None, tmp_path: Path) ->
     save_file(golden_tower().state_dict(), tmp_path / "a.safetensors", metadata)
     with pytest.raises(UserError, match=r"a\.safetensors: width 64 and .* heads; state the number"):
         load(tmp_path / "a.safetensors")
-
-
-def test_wrong_tensors_are_named(tmp_path: Path) -> None:
-    state = golden_tower().state_dict()
-    path, block = tmp_path / "a.safetensors", "modality_trunks.audio.blocks.1"
-    wrong = {**state, f"{block}.gain": torch.zeros(1), f"{block}.attn.bias_k": torch.zeros(1, 1, 32)}
-    del wrong[f"{block}.mlp.fc2.bias"]
-    save_file(wrong, path, {"heads": "4"})
-    with pytest.raises(UserError) as caught:
-        load(path)
-    message = str(caught.value)
-    assert f"1 missing, such as {block}.mlp.fc2.bias; " in message
-    assert f"1 unexpected, such as {block}.gain; " in message
-    assert f"1 misshapen, such as {block}.attn.bias_k; " in message
-    assert message.startswith(f"{path}: ")
 
 
 @pytest.mark.parametrize("content", [torch.zeros(3), {"modality_trunks.vision.x": torch.zeros(3)}, {}])
