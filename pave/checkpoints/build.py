@@ -39,12 +39,19 @@ GEOMETRY = (
 
 
 def load_base(config: BaseConfig, weights: bool = True) -> Base:
-    """The base that a config names; frozen."""
-    settings = {name: getattr(config, name) for name in LoadSettings._fields}
-    how = LoadSettings(**{**settings, "dtype": getattr(torch, config.dtype)})
+    """Load the base that a config names, frozen; see `Base.load`."""
+    settings = LoadSettings(
+        dtype=getattr(torch, config.dtype),
+        attention=config.attention,
+        quantize=config.quantize,
+        newline=config.newline,
+        pool=config.pool,
+        vision_heads=config.vision_heads,
+    )
     try:
-        base = get_base(config.name).load(configs.resolve(config.path), how, weights)
+        base = get_base(config.name).load(configs.resolve(config.path), settings, weights)
     except ImportError as error:
+        # Only a kernel that is not the default may need a package that is not installed.
         if config.attention == "sdpa":
             raise
         raise UserError(f"base.attention={config.attention}: {error}; install it, or set it to sdpa") from error

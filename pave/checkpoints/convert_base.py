@@ -1,4 +1,4 @@
-"""A LLaVA-OneVision base from the lmms-lab layout to the transformers one and back, one file at a time, bit-exact."""
+"""Convert a LLaVA-OneVision base from the lmms-lab layout to the transformers one and back, bit-exact."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from pave.utils.json_files import read_json
 
 Layout = Literal["lmms", "hf"]
 LAYOUTS: Mapping[str, Layout] = {"llava": "lmms", "llava_onevision": "hf"}
-"""By `model_type` in config.json."""
-WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+"""Layout by `model_type` in config.json."""
+SINGLE_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 COPIED = (".json", ".txt", ".jinja", ".md")
-"""Tokenizer, generation settings, model card."""
-_PUBLISHED = {
+"""Suffixes of tokenizer, generation settings and model card."""
+_PUBLISHED_SETTINGS = {
     "mm_newline_position": "one_token",
     "mm_vision_tower": "google/siglip-so400m-patch14-384",
     "mm_projector_type": "mlp2x_gelu",
@@ -56,31 +56,35 @@ def main(path: str, out: Path, to: Layout, vision_heads: int | None = None) -> N
         raise UserError(f"{source}: is in the {to} layout already; choose the other one")
     if out.exists():
         raise UserError(f"{out}: exists already; give a new folder")
-    canonical: Callable[[str], str] = _llava_onevision_layouts.lmms_name if layout == "hf" else str
-    target: Callable[[str], str] = _llava_onevision_layouts.hub_name if to == "hf" else str
-    shapes = _shapes(source)
+
+    shapes = _read_shapes(source)
     if layout == "hf":
         config = LlavaOnevisionConfig.from_pretrained(source)
     else:
         config = _llava_onevision_layouts.read_lmms_config(source, raw, vision_heads)
-    _check({canonical(name): x for names in shapes.values() for name, x in names.items()}, config, source)
+    to_lmms: Callable[[str], str] = _llava_onevision_layouts.lmms_name if layout == "hf" else str
+    to_target: Callable[[str], str] = _llava_onevision_layouts.hub_name if to == "hf" else str
+    _check_tensors({to_lmms(name): x for names in shapes.values() for name, x in names.items()}, config, source)
+
     with atomic_folder(out) as temporary:
-        places: dict[str, str] = {}
+        # One file at a time: all weights together may not fit into memory.
+        file_of: dict[str, str] = {}
         for file in shapes:
             tensors = feature_files.read_safetensors(source / file).state
-            renamed = {target(canonical(name)): x for name, x in tensors.items()}
+            renamed = {to_target(to_lmms(name)): x for name, x in tensors.items()}
             save_file(renamed, temporary / file, {"format": "pt"})
-            places |= dict.fromkeys(renamed, file)
+            file_of |= dict.fromkeys(renamed, file)
         if (source / INDEX).is_file():
-            index = {**_read_index(source), "weight_map": places}
+            index = {**_read_index(source), "weight_map": file_of}
             (temporary / INDEX).write_text(json.dumps(index, indent=1))
+
+        previous_config = f"config.{to}.json"
         for other in source.iterdir():
-            if other.suffix in COPIED and other.name not in ("config.json", f"config.{to}.json", INDEX):
+            if other.suffix in COPIED and other.name not in ("config.json", previous_config, INDEX):
                 shutil.copy(other, temporary)
         shutil.copy(source / "config.json", temporary / f"config.{layout}.json")
-        kept = source / f"config.{to}.json"
-        if kept.is_file():
-            shutil.copy(kept, temporary / "config.json")
+        if (source / previous_config).is_file():
+            shutil.copy(source / previous_config, temporary / "config.json")
         else:
             settings = _hf_settings(config, raw) if to == "hf" else _lmms_settings(config)
             (temporary / "config.json").write_text(json.dumps(settings, indent=1))
@@ -98,37 +102,38 @@ def _read_index(source: Path) -> dict[str, Any]:
     return read_json(source / INDEX, "which file holds which tensor; download the base again", ["weight_map"])
 
 
-def _shapes(source: Path) -> dict[str, dict[str, tuple[int, ...]]]:
+def _read_shapes(source: Path) -> dict[str, dict[str, tuple[int, ...]]]:
     """File -> tensor -> shape, of all files that the index names, or of the only one."""
-    files = [WHOLE]
+    files = [SINGLE_FILE]
     if (source / INDEX).is_file():
         files = sorted(set(_read_index(source)["weight_map"].values()))
-    found: dict[str, dict[str, tuple[int, ...]]] = {}
+
+    shapes: dict[str, dict[str, tuple[int, ...]]] = {}
     for file in files:
         if not (source / file).is_file():
             raise UserError(f"{source / file}: no such file; download the base again")
         try:
             with safe_open(source / file, "pt") as tensors:
                 names = tensors.keys()
-                found[file] = {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
+                shapes[file] = {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
         except SafetensorError as error:
             raise UserError(
                 f"{source / file}: not a whole safetensors file: {error}; download the base again"
             ) from error
-    return found
+    return shapes
 
 
-def _check(found: Mapping[str, tuple[int, ...]], config: LlavaOnevisionConfig, source: Path) -> None:
-    """All tensors of the model, and no others; a tied head may stand in the files or not."""
+def _check_tensors(actual: Mapping[str, tuple[int, ...]], config: LlavaOnevisionConfig, source: Path) -> None:
+    """All tensors of the model, and no others; a tied head may be in the files or not. Raises UserError."""
     with torch.device("meta"):
         state = LlavaOnevisionForConditionalGeneration(config).state_dict()
-    wanted = {_llava_onevision_layouts.lmms_name(name): tuple(x.shape) for name, x in state.items()}
-    if _tied(config) and "lm_head.weight" not in found:
-        del wanted["lm_head.weight"]
-    state_dicts.check_same(wanted, found, source)
+    expected = {_llava_onevision_layouts.lmms_name(name): tuple(x.shape) for name, x in state.items()}
+    if _is_tied(config) and "lm_head.weight" not in actual:
+        del expected["lm_head.weight"]
+    state_dicts.check_same(expected, actual, source)
 
 
-def _tied(config: LlavaOnevisionConfig) -> bool:
+def _is_tied(config: LlavaOnevisionConfig) -> bool:
     return config.tie_word_embeddings or config.text_config.tie_word_embeddings
 
 
@@ -148,12 +153,12 @@ def _lmms_settings(config: LlavaOnevisionConfig) -> dict[str, Any]:
     """config.json of the lmms-lab layout."""
     text, tower = config.text_config.to_dict(), config.vision_config.to_dict()
     shapes = {key: text[key] for key in _llava_onevision_layouts.TEXT_KEYS if text.get(key) is not None}
-    shapes["tie_word_embeddings"] = _tied(config)
+    shapes["tie_word_embeddings"] = _is_tied(config)
     shapes["rope_theta"] = config.text_config.rope_parameters["rope_theta"]
     vision = {key: tower[key] for key in _llava_onevision_layouts.VISION_KEYS}
     return {
         **_llava_onevision_layouts.lmms_config_json(shapes, vision),
-        **_PUBLISHED,
+        **_PUBLISHED_SETTINGS,
         "mm_hidden_size": vision["hidden_size"],
         "image_token_index": config.image_token_index,
         "image_grid_pinpoints": config.image_grid_pinpoints,

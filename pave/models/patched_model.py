@@ -1,8 +1,10 @@
 """PatchedModel: a frozen base, its patches, and the one place where they meet.
 
-query, embeds = base.encode(video)
-embeds += patch(query, side)
-answer = llm(base.arrange_tokens(embeds), text)
+`fuse` and `forward` are the sentence of the paper (section 3):
+
+    query, embeds = base.encode(video)
+    embeds += patch(query, side)
+    answer = llm(base.arrange_tokens(embeds), text)
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What tests of `patch` and others share."""
+"""A patch from the arguments of the official constructor, as the stored cases have them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tests of `official_two_sides` and others share."""
+"""The official folder with two patches, and a batch with both side-channels."""
 
 from __future__ import annotations
 

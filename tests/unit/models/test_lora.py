@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from pave.config import LoraConfig
 from pave.models import lora
+from pave.models.base import LoadSettings
 from pave.models.bases import llava_onevision
-from pave.models.bases._loading import Settings
-from pave.models.bases.llava_onevision import LORA_TARGETS, LlavaOnevision
+from pave.models.bases.llava_onevision import Base as LlavaOnevision
 from pave.types import UserError
 
 ATTENTION = r"model\.language_model\.layers\.\d+\.self_attn\.[qv]_proj"
@@ -22,7 +22,7 @@ ATTENTION = r"model\.language_model\.layers\.\d+\.self_attn\.[qv]_proj"
 
 @pytest.fixture
 def base(tiny_setup: TinySetup) -> LlavaOnevision:
-    return llava_onevision.load(str(tiny_setup.base)).requires_grad_(False)
+    return llava_onevision.Base.load(str(tiny_setup.base)).requires_grad_(False)
 
 
 def put(hf: nn.Module, targets: str, config: LoraConfig, name: str, seed: int) -> None:
@@ -40,19 +40,22 @@ def hidden(base: LlavaOnevision) -> Tensor:
 
 
 def test_adapters_of_different_rank_and_targets(base: LlavaOnevision, tiny_setup: TinySetup) -> None:
-    kinds = {"wide": (LORA_TARGETS, LoraConfig(r=4, alpha=8), 1), "narrow": (ATTENTION, LoraConfig(r=2, alpha=1), 2)}
-    plain, wanted = hidden(base), {}
+    kinds = {
+        "wide": (LlavaOnevision.lora_targets, LoraConfig(r=4, alpha=8), 1),
+        "narrow": (ATTENTION, LoraConfig(r=2, alpha=1), 2),
+    }
+    plain, expected = hidden(base), {}
     for name, (targets, config, seed) in kinds.items():
-        alone = llava_onevision.load(str(tiny_setup.base))
+        alone = llava_onevision.Base.load(str(tiny_setup.base))
         put(alone.hf, targets, config, "default", seed)
-        wanted[name] = hidden(alone)
-        assert not torch.equal(wanted[name], plain)
+        expected[name] = hidden(alone)
+        assert not torch.equal(expected[name], plain)
     for name, (targets, config, seed) in kinds.items():
         put(base.hf, targets, config, name, seed)
     assert lora.names(base.hf) == ["wide", "narrow"]
     for name in ("narrow", "wide", "narrow"):
         lora.set_weights(base.hf, {"wide": float(name == "wide"), "narrow": float(name == "narrow")})
-        assert torch.equal(hidden(base), wanted[name])
+        assert torch.equal(hidden(base), expected[name])
     lora.set_weights(base.hf, {"wide": 0.0, "narrow": 0.0})
     assert torch.equal(hidden(base), plain)
     up, q = base.llm.layers[0].mlp.up_proj, base.llm.layers[0].self_attn.q_proj
@@ -65,9 +68,9 @@ def test_adapters_of_different_rank_and_targets(base: LlavaOnevision, tiny_setup
 
 
 def test_injecting_switching_and_removing_leave_what_trains(base: LlavaOnevision) -> None:
-    lora.inject(base.hf, LORA_TARGETS, LoraConfig(r=2), "first")
-    lora.inject(base.hf, LORA_TARGETS, LoraConfig(r=2, trainable=False), "second")
-    lora.inject(base.hf, LORA_TARGETS, LoraConfig(r=2), "third")
+    lora.inject(base.hf, LlavaOnevision.lora_targets, LoraConfig(r=2), "first")
+    lora.inject(base.hf, LlavaOnevision.lora_targets, LoraConfig(r=2, trainable=False), "second")
+    lora.inject(base.hf, LlavaOnevision.lora_targets, LoraConfig(r=2), "third")
 
     def trained() -> set[str]:
         return {name.split(".")[-2] for name, p in base.hf.named_parameters() if p.requires_grad}
@@ -92,14 +95,14 @@ def test_states_are_those_of_peft_whatever_the_name(
     base: LlavaOnevision, tiny_setup: TinySetup, tmp_path: Path, name: str
 ) -> None:
     config = LoraConfig(r=3, alpha=6, dropout=0.2)
-    put(base.hf, LORA_TARGETS, config, "other", 3)
-    put(base.hf, LORA_TARGETS, config, name, 4)
+    put(base.hf, LlavaOnevision.lora_targets, config, "other", 3)
+    put(base.hf, LlavaOnevision.lora_targets, config, name, 4)
     state = lora.state(base.hf, name)
     assert lora.effective_config(base.hf, name, LoraConfig()) == config
-    lora.check_fits(base.hf, LORA_TARGETS, 3, state, tmp_path)
+    lora.check_fits(base.hf, LlavaOnevision.lora_targets, 3, state, tmp_path)
     # A plain peft model with these tensors computes the same.
-    lora.write_settings(LORA_TARGETS, config, str(tiny_setup.base), tmp_path)
-    alone = llava_onevision.load(str(tiny_setup.base))
+    lora.write_settings(LlavaOnevision.lora_targets, config, str(tiny_setup.base), tmp_path)
+    alone = llava_onevision.Base.load(str(tiny_setup.base))
     wrapped = peft.get_peft_model(alone.hf, peft.LoraConfig.from_pretrained(tmp_path))
     result = peft.set_peft_model_state_dict(wrapped, state)
     assert not result.unexpected_keys
@@ -109,7 +112,7 @@ def test_states_are_those_of_peft_whatever_the_name(
 
 
 def test_tensors_that_do_not_fit(base: LlavaOnevision, tmp_path: Path) -> None:
-    put(base.hf, LORA_TARGETS, LoraConfig(r=2), "default", 1)
+    put(base.hf, LlavaOnevision.lora_targets, LoraConfig(r=2), "default", 1)
     state = lora.state(base.hf)
     first = min(state)
     for wrong, message in (
@@ -118,31 +121,31 @@ def test_tensors_that_do_not_fit(base: LlavaOnevision, tmp_path: Path) -> None:
         ({**state, first: torch.zeros(3, 3)}, rf"'{first}' has shape \(3, 3\)"),
     ):
         with pytest.raises(UserError, match=message):
-            lora.check_fits(base.hf, LORA_TARGETS, 2, wrong, tmp_path)
+            lora.check_fits(base.hf, LlavaOnevision.lora_targets, 2, wrong, tmp_path)
         with pytest.raises(UserError, match=message):
             lora.load_state(base.hf, wrong, tmp_path)
     assert all(torch.equal(x, state[name]) for name, x in lora.state(base.hf).items())
 
 
 def test_merged_is_refused(base: LlavaOnevision) -> None:
-    put(base.hf, LORA_TARGETS, LoraConfig(r=2), "default", 1)
+    put(base.hf, LlavaOnevision.lora_targets, LoraConfig(r=2), "default", 1)
     before = hidden(base)
     lora.merge(base.hf)
     torch.testing.assert_close(hidden(base), before, atol=1e-4, rtol=1e-4)
     for change in (
         lambda: lora.set_weights(base.hf, {"default": 1.0}),
         lambda: lora.remove(base.hf, "default"),
-        lambda: lora.inject(base.hf, LORA_TARGETS, LoraConfig(r=2), "more"),
+        lambda: lora.inject(base.hf, LlavaOnevision.lora_targets, LoraConfig(r=2), "more"),
     ):
         with pytest.raises(UserError, match="merged"):
             change()
 
 
 def test_a_half_precision_base_gets_float32_adapters_from_half_precision_files(tiny_setup: TinySetup) -> None:
-    base = llava_onevision.load(str(tiny_setup.base), Settings(dtype=torch.bfloat16))
-    lora.inject(base.hf, LORA_TARGETS, LoraConfig(r=2), weights=False)
-    given = {key: torch.randn(x.shape, dtype=torch.bfloat16) for key, x in lora.state(base.hf).items()}
-    lora.load_state(base.hf, given, Path("made up"))
+    base = llava_onevision.Base.load(str(tiny_setup.base), LoadSettings(dtype=torch.bfloat16))
+    lora.inject(base.hf, LlavaOnevision.lora_targets, LoraConfig(r=2), weights=False)
+    stored = {key: torch.randn(x.shape, dtype=torch.bfloat16) for key, x in lora.state(base.hf).items()}
+    lora.load_state(base.hf, stored, Path("made up"))
     for key, x in lora.state(base.hf).items():
         assert x.dtype == torch.float32
-        assert torch.equal(x, given[key].float())
+        assert torch.equal(x, stored[key].float())

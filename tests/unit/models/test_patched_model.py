@@ -61,7 +61,7 @@ def fake_model(case: dict[str, Any], data: dict[str, Tensor]) -> PatchedModel:
         "image_size": 70,
         "patch_size": 14,
     }
-    hf = _llava_onevision_layouts.build(text, vision)
+    hf = _llava_onevision_layouts.build_model(text, vision)
     for name, parameter in (
         ("embed_tokens.weight", hf.model.language_model.embed_tokens.weight),
         ("mm_projector.0.weight", hf.model.multi_modal_projector.linear_1.weight),
@@ -92,11 +92,11 @@ def splice(name: str) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor], Patche
     model = fake_model(case, data)
     limit = case["config"]["tokenizer_model_max_length"] or 10**6
     ids = data["input_ids"]
-    given_mask = data.get("attention_mask", torch.ones_like(ids)).bool()
-    given_labels = data.get("labels", torch.full_like(ids, IGNORE_INDEX))
+    stored_mask = data.get("attention_mask", torch.ones_like(ids)).bool()
+    stored_labels = data.get("labels", torch.full_like(ids, IGNORE_INDEX))
     rows = [
         expand_video_tokens(i[m].tolist(), label[m].tolist(), model.base.num_visual_tokens(4), limit)
-        for i, label, m in zip(ids, given_labels, given_mask)
+        for i, label, m in zip(ids, stored_labels, stored_mask)
     ]
     left = case["config"]["tokenizer_padding_side"] == "left"
     videos = len(case["modalities"])
@@ -112,7 +112,8 @@ def splice(name: str) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor], Patche
         # The original takes two videos in a row, of which ours has no use and makes a mistake of the data.
         with pytest.raises(UserError, match="1 rows show a video, there are 2 videos"):
             model.splice(ids, pixels, sides)
-        embeds = model.scatter_visual_tokens(ids, model.fuse(pixels, sides).flatten(0, 1), torch.zeros(len(ids), dtype=torch.long))
+        visual = model.fuse(pixels, sides).flatten(0, 1)
+        embeds = model.scatter_visual_tokens(ids, visual, torch.zeros(len(ids), dtype=torch.long))
     else:
         embeds = model.splice(ids, pixels, sides)
     labels = pad_rows([r[1] for r in rows], IGNORE_INDEX, left)
@@ -123,9 +124,9 @@ def splice(name: str) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor], Patche
 @pytest.mark.parametrize("name", CASES)
 def test_splice(name: str) -> None:
     embeds, labels, mask, data, _ = splice(name)
-    want = data["out/inputs_embeds"]
-    assert embeds.shape == want.shape
-    assert_close(embeds[mask], want[mask], atol=1e-5, rtol=0)
+    expected = data["out/inputs_embeds"]
+    assert embeds.shape == expected.shape
+    assert_close(embeds[mask], expected[mask], atol=1e-5, rtol=0)
     if "out/labels" in data:
         assert torch.equal(labels, data["out/labels"])
     if "out/attention_mask" in data:
@@ -137,7 +138,7 @@ def test_splice_gradients() -> None:
     embeds, _, mask, _, model = splice("s01_right_pad_grid_add")
     (embeds * stored.pop("grad_seed_tensor") * mask[..., None]).sum().backward()
     hf = model.base.hf.model
-    got = {
+    actual = {
         "image_newline": hf.image_newline.grad,
         "embed_tokens.weight": hf.language_model.embed_tokens.weight.grad,
         "mm_projector.0.weight": hf.multi_modal_projector.linear_1.weight.grad,
@@ -146,9 +147,9 @@ def test_splice_gradients() -> None:
         "mm_projector.2.bias": hf.multi_modal_projector.linear_2.bias.grad,
     }
     for name, parameter in model.patches["side"].named_parameters():
-        got[f"temporal_aggregator.{patch_name(name)}"] = parameter.grad
-    for key, want in stored.items():
-        assert_close(got[key.removeprefix("grad/")], want, atol=1e-4, rtol=1e-4)
+        actual[f"temporal_aggregator.{patch_name(name)}"] = parameter.grad
+    for key, expected in stored.items():
+        assert_close(actual[key.removeprefix("grad/")], expected, atol=1e-4, rtol=1e-4)
 
 
 def test_pooling() -> None:
@@ -167,14 +168,15 @@ def test_newlines(side: int) -> None:
     embeds = data[f"newline/{side}/x"][None]
     for mode in ("grid", "frame", "one_token", "no_token"):
         base = stub(2 * side, "bilinear", mode, data["image_newline"])
-        want = data[f"post/{side}/spatial_unpad/{mode}"]
-        assert torch.equal(base.arrange_tokens(embeds)[0], want)
-        assert base.num_visual_tokens(embeds.shape[1]) == len(want)
+        expected = data[f"post/{side}/spatial_unpad/{mode}"]
+        assert torch.equal(base.arrange_tokens(embeds)[0], expected)
+        assert base.num_visual_tokens(embeds.shape[1]) == len(expected)
     # Where the merge type is not "unpad", one_token means none; where it is flat, every mode does.
     for merge, mode in (("spatial", "one_token"), ("flat", "grid")):
         key = f"post/{side}/flat" if merge == "flat" else f"post/{side}/{merge}/{mode}"
         assert _llava_onevision_layouts.newline_for(mode, merge) == "no_token"
-        assert torch.equal(stub(2 * side, "bilinear", "no_token", data["image_newline"]).arrange_tokens(embeds)[0], data[key])
+        base = stub(2 * side, "bilinear", "no_token", data["image_newline"])
+        assert torch.equal(base.arrange_tokens(embeds)[0], data[key])
 
 
 def stub(side: int, pool: Any, newline_mode: Any, newline: Tensor) -> LlavaOnevision:
@@ -196,6 +198,6 @@ def stub(side: int, pool: Any, newline_mode: Any, newline: Tensor) -> LlavaOnevi
         "image_size": side,
         "patch_size": 1,
     }
-    base = LlavaOnevision(_llava_onevision_layouts.build(text, vision), None, newline_mode, pool)
+    base = LlavaOnevision(_llava_onevision_layouts.build_model(text, vision), None, newline_mode, pool)
     base.hf.model.image_newline.data.copy_(newline)
     return base

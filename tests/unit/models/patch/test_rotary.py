@@ -25,11 +25,10 @@ def numbers(key: str) -> tuple[int, int, int, int]:
     return frames, per_frame, steps, per_step
 
 
-def expected(ids: Tensor) -> rotary.Rotation:
-    """The turn that int[3,tokens] of time, row and column ids stand for, written the official way round."""
-    ladder = TABLE["inv_freq"]
+def official_rotation(ids: Tensor) -> rotary.Rotation:
+    """The rotation that int[3,tokens] of time, row and column ids stand for, written the official way round."""
     axis = torch.tensor([0] * 16 + [1] * 24 + [2] * 24)
-    angle = ids.float()[axis].T * ladder
+    angle = ids.float()[axis].T * TABLE["inv_freq"]
     return rotary.Rotation(angle.cos(), angle.sin())
 
 
@@ -38,19 +37,18 @@ def test_position_ids(spec: dict[str, list[int]]) -> None:
     frames, per_frame, steps, per_step = numbers(str(spec["key"]))
     grid = rotary.square_side(max(per_frame, per_step))
     assert rotary.frame_times(frames, torch.tensor([steps]))[0].tolist() == spec["q_time"]
-    for who, tokens in (("q", per_frame), ("k", per_step)):
+    for prefix, tokens in (("q", per_frame), ("k", per_step)):
         cells = rotary.cell_centers(rotary.square_side(tokens), grid).tolist()
-        assert [r for r in cells for _ in cells] == spec[f"{who}_row"]
-        assert cells * len(cells) == spec[f"{who}_col"]
+        assert [r for r in cells for _ in cells] == spec[f"{prefix}_row"]
+        assert cells * len(cells) == spec[f"{prefix}_col"]
     assert spec["k_time"] == list(range(steps))
 
 
 def test_positions_round_as_numpy_does() -> None:
     steps = [*range(1, 160), *range(160, 8001, 245)]
     for frames in range(1, 129):
-        got = rotary.frame_times(frames, torch.tensor(steps)).numpy()
-        want = [np.floor(np.linspace(0.0, max(frames, n) - 1, frames)) for n in steps]
-        assert np.array_equal(got, want), frames
+        expected = [np.floor(np.linspace(0.0, max(frames, n) - 1, frames)) for n in steps]
+        assert np.array_equal(rotary.frame_times(frames, torch.tensor(steps)).numpy(), expected), frames
     for grid in range(1, 33):
         for cells in range(1, 33):
             centers = np.floor(np.linspace(0.0, grid, 2 * cells + 1))[1::2]
@@ -61,21 +59,23 @@ def test_positions_round_as_numpy_does() -> None:
 
 
 @pytest.mark.parametrize("key", sorted({k.split("/")[0] for k in IDS}))
-def test_turns_follow_the_official_token_order(key: str) -> None:
+def test_rotations_follow_the_official_token_order(key: str) -> None:
     frames, per_frame, steps, per_step = numbers(key)
     grid = rotary.square_side(max(per_frame, per_step))
     times = rotary.frame_times(frames, torch.tensor([steps]))
-    assert_close(rotary.rotation_at(times, per_frame, grid, LIKE), rotary.Rotation(*(t[None] for t in expected(IDS[f"{key}/q"]))))
+    queries = rotary.rotation_at(times, per_frame, grid, LIKE)
     keys = rotary.rotation_at(torch.arange(steps)[None], per_step, grid, LIKE)
-    assert_close(keys, rotary.Rotation(*(t[None] for t in expected(IDS[f"{key}/k"]))))
+    for actual, ids in ((queries, IDS[f"{key}/q"]), (keys, IDS[f"{key}/k"])):
+        expected = official_rotation(ids)
+        assert_close((actual.cos[0], actual.sin[0]), (expected.cos, expected.sin))
 
 
 def test_tables() -> None:
-    turn = rotary.rotation_at(torch.arange(40)[None], 1, 1, LIKE)
+    by_time = rotary.rotation_at(torch.arange(40)[None], 1, 1, LIKE)
     # Time owns the first 16 frequencies; the others stand still on a 1 x 1 grid, at row and column 0.
-    assert_close(turn.cos[0, :, :16], TABLE["cos"][:, :16], atol=1e-6, rtol=0)
-    assert_close(turn.sin[0, :, :16], TABLE["sin"][:, :16], atol=1e-6, rtol=0)
-    assert (turn.sin[0, :, 16:] == 0).all()
+    assert_close(by_time.cos[0, :, :16], TABLE["cos"][:, :16], atol=1e-6, rtol=0)
+    assert_close(by_time.sin[0, :, :16], TABLE["sin"][:, :16], atol=1e-6, rtol=0)
+    assert (by_time.sin[0, :, 16:] == 0).all()
     grid = rotary.rotation_at(torch.zeros(1, 1), 1600, 40, LIKE)
     assert_close(grid.cos[0].view(40, 40, 64)[:, 0, 16:40], TABLE["cos"][:, 16:40], atol=1e-6, rtol=0)
     assert_close(grid.sin[0].view(40, 40, 64)[0, :, 40:], TABLE["sin"][:, 40:64], atol=1e-6, rtol=0)
@@ -84,9 +84,9 @@ def test_tables() -> None:
 def test_rotation() -> None:
     data = load_file(FOLDER / "part_rope_apply.safetensors")
     x = data["x"].transpose(1, 2)  # float[1,12,heads,128]
-    turn = expected(data["position_ids"][:, 0])
-    got = rotary.apply_rotary(x, rotary.Rotation(turn.cos[None], turn.sin[None]))
-    assert_close(got, data["y"].transpose(1, 2), atol=1e-5, rtol=0)
+    rotation = official_rotation(data["position_ids"][:, 0])
+    actual = rotary.apply_rotary(x, rotary.Rotation(rotation.cos[None], rotation.sin[None]))
+    assert_close(actual, data["y"].transpose(1, 2), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("tokens", [2, 12, 200])
