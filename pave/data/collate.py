@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pave.types import IGNORE_INDEX, VIDEO_TOKEN_ID, SideTokens, UserError
-from pave.utils import placeholders
+from pave.utils import video_tags
 
 if TYPE_CHECKING:
     from pave.models.base import Base, EncodedChat, Labels
@@ -47,7 +47,7 @@ def encode_conversation(
     texts = [text for turn in history for text in turn] + [question]
     if answer is not None:
         texts.append(answer)
-    texts = placeholders.remove_tag(texts, question)
+    texts = video_tags.remove_video_tag(texts, question)
 
     num_past_texts = 2 * len(history)
     past_turns = tuple(zip(texts[:num_past_texts:2], texts[1:num_past_texts:2]))

@@ -22,7 +22,8 @@ from pave.models.base import Base
 from pave.sides.base import SideChannel, get_side
 from pave.tasks.base import get_task
 from pave.types import IGNORE_INDEX, Clip, Images, Question, SideTokens, UserError
-from pave.utils import placeholders, registry
+from pave.utils import video_tags
+from pave.utils import registry
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ class QuestionDataset(Dataset[Sample]):
             texts.append(self.task.prompt(question))
             if self.with_answers:
                 texts.append(self.task.target(question))
-            placeholders.remove_tag(texts, question.qid)
+            video_tags.remove_video_tag(texts, question.qid)
 
         video_kind = "video tokens" if self.config.data.video_tokens else "video"
         kinds: dict[Path, str] = {}

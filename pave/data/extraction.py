@@ -269,7 +269,7 @@ def _claim_store(out: Path, meta: feature_files.Meta, dtype: str) -> None:
 def _converted(tokens: SideTokens, path: Path, dtype: torch.dtype) -> SideTokens:
     """Tokens in the type of the store, in which a value may be too large. Raises UserError for infinity and NaN."""
     tokens = tokens._replace(x=tokens.x.to(dtype))
-    feature_files.check(tokens, path, tokens.x.shape[-1])
+    feature_files.check_tokens(tokens, path, tokens.x.shape[-1])
     return tokens
 
 

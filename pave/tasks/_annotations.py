@@ -6,11 +6,12 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from pave.types import MissingAnnotations, Question, UserError
-from pave.utils import placeholders
+from pave.utils import video_tags
 from pave.utils.json_files import read_json_value
 
 T = TypeVar("T")
@@ -33,6 +34,11 @@ def as_list(data: Record) -> list[Record]:
     if not isinstance(data, list):
         raise ValueError(f"found {TYPE_NAMES[type(data)]}, expected a list")
     return data
+
+
+def list_under(name: str) -> Callable[[Record], list[Record]]:
+    """For a file that is an object with the list of records as this member."""
+    return partial(field, name=name, kind=list)
 
 
 def read_questions(
@@ -151,7 +157,7 @@ def conversation(record: Record) -> list[tuple[str, str]]:
         raise ValueError(f"has turns of {speakers}, expected human and gpt in turn")
 
     texts = [field(turn, "value", str) for turn in turns]
-    texts = placeholders.remove_tag(texts, texts[0])
+    texts = video_tags.remove_video_tag(texts, texts[0])
     return list(zip(texts[::2], texts[1::2]))
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from pave.tasks import base
 from pave.tasks._annotations import Record, field, has_field, id_field, read_questions
 from pave.types import Question
-from pave.utils import placeholders
+from pave.utils import video_tags
 
 
 class Task(base.TrainingOnlyTask):
@@ -29,7 +29,7 @@ class Task(base.TrainingOnlyTask):
 
 def _parse_record(record: Record) -> Iterable[Question]:
     text = field(record, "prompt", str)
-    (text,) = placeholders.remove_tag([text], text)
+    (text,) = video_tags.remove_video_tag([text], text)
     video = field(record, "video", str)
     yield Question(
         qid=id_field(record, "id") if has_field(record, "id") else video,
