@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 
 from pave.tasks import base
-from pave.tasks._annotations import Record, field, prepared_question, read_questions, texts_field
+from pave.tasks._annotations import Record, field, list_under, prepared_question, read_questions, texts_field
 from pave.tasks._official_files import prepare_splits, write_json, write_training_records
 from pave.tasks.metrics import captions
 from pave.tasks.metrics.aggregate import count_answers
@@ -62,7 +62,7 @@ class Task(base.Task):
             return read_questions(file, partial(prepared_question, "Charades_v1_480/{}".format))
         if split == "train":
             return read_questions(file, _parse_conversations, _list_videos)
-        return read_questions(file, _parse_last_round, _list_dialogs)
+        return read_questions(file, _parse_last_round, list_under("dialogs"))
 
     def score(self, pairs: Iterable[base.Pair]) -> base.Scores:
         """Caption metrics as fractions (papers print 100 times them); no answer is an empty caption.
@@ -121,10 +121,6 @@ def _list_videos(data: Record) -> list[Record]:
     if not isinstance(data, dict):
         raise ValueError("expected an object of dialogs by video")
     return [{"video": video, "dialog": dialog} for video, dialog in data.items()]
-
-
-def _list_dialogs(data: Record) -> list[Record]:
-    return field(data, "dialogs", list)
 
 
 def _parse_conversations(record: Record) -> Iterable[Question]:

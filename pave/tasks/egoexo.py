@@ -23,7 +23,7 @@ from operator import eq
 from pathlib import Path, PurePosixPath
 
 from pave.tasks import base
-from pave.tasks._annotations import Record, field, prepared_question, read_questions
+from pave.tasks._annotations import Record, field, list_under, prepared_question, read_questions
 from pave.tasks._official_files import prepare_splits, write_training_records
 from pave.tasks.metrics.aggregate import count_answers, macro_mean, mean
 from pave.types import Question
@@ -63,7 +63,7 @@ class Task(base.Task):
         file = self.annotation_file(split, root)
         if split == "train_prepared":
             return read_questions(file, _parse_prepared)
-        return read_questions(file, partial(_parse_take, split.partition("_")[2]), _list_takes)
+        return read_questions(file, partial(_parse_take, split.partition("_")[2]), list_under("annotations"))
 
     def score(self, pairs: Iterable[base.Pair]) -> base.Scores:
         """Accuracy over all takes and by scenario as published, and `strict`, by the only level named.
@@ -112,10 +112,6 @@ def named_level(text: str) -> str:
     """The only level that a text names, in capitals or not, or ""."""
     levels = [level for level in LEVELS if level.lower() in text.lower()]
     return levels[0] if len(levels) == 1 else ""
-
-
-def _list_takes(data: Record) -> list[Record]:
-    return field(data, "annotations", list)
 
 
 def _parse_take(variant: str, record: Record) -> Iterable[Question]:

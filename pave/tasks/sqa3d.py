@@ -24,6 +24,7 @@ from pave.tasks._annotations import (
     Record,
     field,
     id_field,
+    list_under,
     prepared_question,
     read_questions,
     read_records,
@@ -57,8 +58,8 @@ class Task(base.Task):
         file = self.annotation_file(split, root)
         if split.endswith("_task"):
             answer_file = root / TASK_FILE.format("sqa_annotations", split.removesuffix("_task"))
-            answers = dict(read_records(answer_file, _parse_task_answer, partial(field, name="annotations", kind=list)))
-            return read_questions(file, partial(_parse_task_question, answers), _list_task_questions)
+            answers = dict(read_records(answer_file, _parse_task_answer, list_under("annotations")))
+            return read_questions(file, partial(_parse_task_question, answers), list_under("questions"))
         if split == "train_prepared":
             return read_questions(file, partial(prepared_question, "scannet/{}".format))
         return read_questions(file, _parse_prepared_test if split == "test_prepared" else _parse_record)
@@ -98,10 +99,6 @@ class Task(base.Task):
 
         train = partial(write_training_records, self, "train", raw, out, lambda video: video.name)
         return prepare_splits(raw, self.files, {"train": train, "test": prepare_test})
-
-
-def _list_task_questions(data: Record) -> list[Record]:
-    return field(data, "questions", list)
 
 
 def _parse_task_answer(record: Record) -> Iterable[tuple[str, str]]:

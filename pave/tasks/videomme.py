@@ -18,18 +18,20 @@ from operator import eq
 from pathlib import Path
 
 from pave.tasks import base
-from pave.tasks._annotations import Record, field, id_field, read_file, read_questions, read_records, texts_field
+from pave.tasks._annotations import Record, field, id_field, read_questions, read_records, texts_field
 from pave.tasks._multiple_choice import LETTER_INSTRUCTION, SELECT_INSTRUCTION, guessing_scores
 from pave.tasks._official_files import write_json
 from pave.tasks.metrics.aggregate import GROUP_SEPARATOR, count_answers, macro_mean, mean
 from pave.tasks.metrics.multiple_choice import extract_mcq_answer, first_letter, stated_letter
 from pave.types import Question, UserError
+from pave.utils.json_files import read_json
 
 TABLE = "videomme/test-00000-of-00001.parquet"
 SUBTITLED_VIDEOS = 744
 """Videos with a subtitle file, all the long ones among them."""
 FRAMES = 32
 SUBTITLES = f"subtitles_{FRAMES}.json"
+SUBTITLES_ORIGIN = "what `pave prepare videomme` writes where videos and subtitles are"
 NO_SUBTITLES = "No subtitles available"
 LETTERS = "ABCD"
 DURATIONS = ("short", "medium", "long")
@@ -47,7 +49,7 @@ class Task(base.Task):
     def load(self, split: str, root: Path) -> list[Question]:
         """Questions; groups are duration, domain, sub-category and type of the task. Raises UserError."""
         file = self.annotation_file(split, root)
-        subtitles = _read_prepared_subtitles(root / SUBTITLES) if split == "test_subtitles" else None
+        subtitles = read_json(root / SUBTITLES, SUBTITLES_ORIGIN) if split == "test_subtitles" else None
         return read_questions(file, partial(_parse_record, subtitles))
 
     def score(self, pairs: Iterable[base.Pair]) -> base.Scores:
@@ -111,15 +113,6 @@ class Task(base.Task):
             lines.append(write_json(out / SUBTITLES, subtitles))
         without = sum(not (raw / f"subtitle/{name}.srt").is_file() for name in names)
         return [*lines, f"{len(subtitles)} of {len(names)} videos are there, {without} without subtitles"]
-
-
-def _read_prepared_subtitles(file: Path) -> Mapping[str, str]:
-    if not file.is_file():
-        raise UserError(f"{file}: no such file; make it with `pave prepare videomme` where videos and subtitles are")
-    subtitles = read_file(file)
-    if not isinstance(subtitles, dict):
-        raise UserError(f"{file}: not texts by video; make it again with `pave prepare videomme`")
-    return subtitles
 
 
 def _parse_record(subtitles: Mapping[str, str] | None, record: Record) -> Iterable[Question]:

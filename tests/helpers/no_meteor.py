@@ -1,4 +1,4 @@
-"""What tests of `task_scores` and others share."""
+"""Caption scores without METEOR."""
 
 from __future__ import annotations
 

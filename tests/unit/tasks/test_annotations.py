@@ -202,7 +202,7 @@ def test_subtitles_must_be_prepared(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"record 1 is about abcDEF12345, which subtitles_32.json does not name"):
         get_task("videomme").load("test_subtitles", root)
     (root / "subtitles_32.json").unlink()
-    with pytest.raises(UserError, match=r"subtitles_32\.json: no such file; make it with `pave prepare videomme`"):
+    with pytest.raises(UserError, match=r"subtitles_32\.json: no such file; expected what `pave prepare videomme`"):
         get_task("videomme").load("test_subtitles", root)
 
 

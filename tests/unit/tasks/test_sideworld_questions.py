@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.sideworld_scenes import visible_labels
-from helpers.sideworld_scenes import other_sound
+from helpers.sideworld_scenes import other_sound, visible_labels
 from helpers.task_data import write_others
 
 from pave.sideworld.files import make_clips
