@@ -67,6 +67,7 @@ def make_patch(config: PatchConfig, query_dim: int, embed_dim: int) -> Patch:
     conv = None
     if config.conv_blocks:
         conv = ConvShape(tuple(config.conv_blocks), tuple(config.conv_strides), tuple(config.conv_scales))
+
     return Patch(
         config.side_dim,
         query_dim,
@@ -131,7 +132,7 @@ def init_patch_from(patch: nn.Module, name: str, config: Config, folder: Path) -
         )
     source = name if name in trained.sides else next(iter(trained.sides))
     for field in GEOMETRY:
-        actual, expected = getattr(trained.sides[source], field), getattr(config.sides[name], field)
+        actual, expected = vars(trained.sides[source])[field], vars(config.sides[name])[field]
         if actual != expected:
             raise UserError(
                 f"{folder}: patch '{source}' has {field}={actual}, sides.{name} has {expected}; set it alike"
@@ -151,7 +152,7 @@ def init_lora_from(model: PatchedModel, config: Config, folder: Path) -> None:
     if not trained.lora.r:
         raise UserError(f"{folder}: has no LoRA to start from; leave lora.init_from empty")
     for field in ("r", "alpha"):
-        actual, expected = getattr(trained.lora, field), getattr(config.lora, field)
+        actual, expected = vars(trained.lora)[field], vars(config.lora)[field]
         if actual != expected:
             raise UserError(f"{folder}: its LoRA has {field}={actual}, lora.{field} is {expected}; set it alike")
     lora.load_state(model.base.hf, feature_files.read_safetensors(folder / ADAPTER_FILE).state, folder / ADAPTER_FILE)

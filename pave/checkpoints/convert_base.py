@@ -49,7 +49,7 @@ def main(path: str, out: Path, to: Layout, vision_heads: int | None = None) -> N
     The old config.json is kept as config.LAYOUT.json, and used when the base is converted back. Files of the
     transformers processor are not made. Raises UserError naming the first missing, extra or misshapen tensor.
     """
-    source = hub_download.folder(path, "a LLaVA-OneVision base", [f"*{suffix}" for suffix in (".safetensors", *COPIED)])
+    source = hub_download.find_folder(path, "a LLaVA-OneVision base", [f"*{suffix}" for suffix in (".safetensors", *COPIED)])
     raw = _read_config(source)
     layout = LAYOUTS[raw["model_type"]]
     if layout == to:
@@ -137,7 +137,7 @@ def _is_tied(config: LlavaOnevisionConfig) -> bool:
     return config.tie_word_embeddings or config.text_config.tie_word_embeddings
 
 
-def _hf_settings(config: LlavaOnevisionConfig, raw: Mapping[str, Any]) -> dict[str, Any]:
+def _hf_settings(config: LlavaOnevisionConfig, raw: Mapping[str, Any]) -> dict[str, object]:
     """config.json of the transformers layout; `rope_theta` stands in two places, for version 4 and for 5."""
     settings = config.to_diff_dict()
     settings["architectures"] = [LlavaOnevisionForConditionalGeneration.__name__]
@@ -149,13 +149,14 @@ def _hf_settings(config: LlavaOnevisionConfig, raw: Mapping[str, Any]) -> dict[s
     return settings
 
 
-def _lmms_settings(config: LlavaOnevisionConfig) -> dict[str, Any]:
+def _lmms_settings(config: LlavaOnevisionConfig) -> dict[str, object]:
     """config.json of the lmms-lab layout."""
     text, tower = config.text_config.to_dict(), config.vision_config.to_dict()
     shapes = {key: text[key] for key in _llava_onevision_layouts.TEXT_KEYS if text.get(key) is not None}
     shapes["tie_word_embeddings"] = _is_tied(config)
     shapes["rope_theta"] = config.text_config.rope_parameters["rope_theta"]
     vision = {key: tower[key] for key in _llava_onevision_layouts.VISION_KEYS}
+
     return {
         **_llava_onevision_layouts.lmms_config_json(shapes, vision),
         **_PUBLISHED_SETTINGS,

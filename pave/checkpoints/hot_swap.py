@@ -90,7 +90,7 @@ def hotswap(
     model.lora_patches, model.patch_weights = {}, {}
     build.attach_patches(model, lora.DEFAULT, trained.sides, weights)
 
-    frame_settings = {field: getattr(trained.base, field) for field in FRAME_SETTINGS}
+    frame_settings = {field: vars(trained.base)[field] for field in FRAME_SETTINGS}
     return dataclasses.replace(trained, base=dataclasses.replace(config.base, **frame_settings))
 
 

@@ -132,6 +132,7 @@ def _sizes(llava: Mapping[str, Any], clip: Mapping[str, Any], depth: int, max_fr
     """Sizes by both config.json; what they leave out is as in the published models."""
     known, vision, text = Sizes(), clip.get("vision_config", {}), clip.get("text_config", {})
     patch = vision.get("patch_size", known.patch)
+
     return known._replace(
         width=vision.get("hidden_size", known.width),
         inner=vision.get("intermediate_size", known.inner),
@@ -155,7 +156,7 @@ def _write(
     source: Path,
     rename: Callable[[str], str | None],
     new_state: Mapping[str, Tensor],
-    new_settings: Mapping[str, Any],
+    new_settings: Mapping[str, object],
     out: Path,
     clip: Path | None = None,
 ) -> None:

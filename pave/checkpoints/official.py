@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import save_file
@@ -27,7 +27,7 @@ from pave.checkpoints.official_reader import (
 )
 from pave.config import Config
 from pave.models import lora, state_dicts
-from pave.models.bases import _llava_onevision_layouts
+from pave.models.bases import _llava_onevision_layouts, llava_onevision
 from pave.models.patch.patch import Patch
 from pave.models.patched_model import PatchedModel
 from pave.types import UserError
@@ -172,19 +172,22 @@ def _check_supported(config: Config, folder: Path) -> None:
 
     for name, side in config.sides.items():
         for field, supported in (("value_projection", "shared"), ("neighborhood", "chunks"), ("weight", 1.0)):
-            value = getattr(side, field)
+            value = vars(side)[field]
             if value != supported:
                 raise UserError(f"{folder}: sides.{name}.{field} is {value}; the official code knows only {supported}")
     for field in build.GEOMETRY:
-        if getattr(sides[0], field) != getattr(sides[-1], field):
+        if vars(sides[0])[field] != vars(sides[-1])[field]:
             raise UserError(f"{folder}: patches of different {field}; the official code builds the second as the first")
 
 
-def _settings(model: PatchedModel, config: Config) -> dict[str, Any]:
+def _settings(model: PatchedModel, config: Config) -> dict[str, object]:
     """config.json, of which the official code reads the last block; it builds the model from the base's own."""
-    text, vision = model.base.hf.config.text_config, model.base.hf.config.vision_config
+    base = model.base
+    assert isinstance(base, llava_onevision.Base), "_check_supported refuses other bases"
+    text, vision = base.hf.config.text_config, base.hf.config.vision_config
     text_settings = {key: getattr(text, key, None) for key in _llava_onevision_layouts.TEXT_KEYS}
     several = len(config.sides) > 1
+
     return {
         "_name_or_path": config.base.path,
         "architectures": ["LlavaQwenForCausalLM"],
@@ -195,14 +198,14 @@ def _settings(model: PatchedModel, config: Config) -> dict[str, Any]:
         "mm_hidden_size": vision.hidden_size,
         "mm_patch_merge_type": "spatial_unpad",
         "mm_projector_type": "mlp2x_gelu",
-        "mm_spatial_pool_mode": model.base.pool,
+        "mm_spatial_pool_mode": base.pool,
         "mm_use_im_patch_token": False,
         "mm_use_im_start_end": False,
         "mm_vision_tower": "google/siglip-so400m-patch14-384",
         "tokenizer_model_max_length": config.data.max_length,
         "tokenizer_padding_side": "right",
         "feat_combine_method": "add",
-        "mm_newline_position": model.base.newline,
+        "mm_newline_position": base.newline,
         "mm_video_tower": "opensora",
         "temporal_aggregator_type": "pmv5",
         **({"temporal_aggregator2_type": "pmv5"} if several else {}),
@@ -211,7 +214,7 @@ def _settings(model: PatchedModel, config: Config) -> dict[str, Any]:
     }
 
 
-def _adapter_settings(config: Config, adapter: Mapping[str, Tensor]) -> dict[str, Any]:
+def _adapter_settings(config: Config, adapter: Mapping[str, Tensor]) -> dict[str, object]:
     """adapter_config.json with fields that every peft since 0.10 knows."""
     modules = {name.removeprefix(lora.PREFIX).partition(".lora_")[0] for name in adapter}
     return {
@@ -227,5 +230,5 @@ def _adapter_settings(config: Config, adapter: Mapping[str, Tensor]) -> dict[str
     }
 
 
-def _write_json(content: Mapping[str, Any], file: Path) -> None:
+def _write_json(content: Mapping[str, object], file: Path) -> None:
     file.write_text(json.dumps(content, indent=2) + "\n")

@@ -97,7 +97,7 @@ def foreign_plugins(config: Config) -> dict[str, tuple[str, str]]:
 def check_same_base(trained: Config, config: Config, folder: Path, also: Sequence[str] = ()) -> None:
     """Raises UserError unless a folder was trained on the base of `config`, and with its settings `also`."""
     for field in (*SAME_BASE, *also):
-        actual, expected = getattr(trained.base, field), getattr(config.base, field)
+        actual, expected = vars(trained.base)[field], vars(config.base)[field]
         if field == "path":
             actual, expected = configs.resolve(actual), configs.resolve(expected)
         if actual != expected:

@@ -54,10 +54,8 @@ class PatchedModel(nn.Module):
     @property
     def _no_split_modules(self) -> list[str]:
         """Classes of the tower's and the LLM's layers, which FSDP2 gathers one by one; accelerate asks for them."""
-        listed: set[str] = set()
-        for module in self.base.modules():
-            # Only classes of transformers have it, and some of them None.
-            listed |= set(getattr(module, "_no_split_modules", None) or ())
+        # Only classes of transformers list such, and some of them None.
+        listed = {name for module in self.base.modules() for name in getattr(module, "_no_split_modules", None) or ()}
         return sorted(listed & {type(module).__name__ for module in self.base.modules()})
 
     def set_patches(self, weights: Mapping[str, float]) -> None:
@@ -103,7 +101,14 @@ class PatchedModel(nn.Module):
         Videos of several sizes come as a list; those of fewer tokens end in zeros.
         """
         if isinstance(pixels, list):
-            return self._fuse_one_by_one(pixels, sides, frame_seconds, prompt_ids)
+            device = next(self.base.parameters()).device
+            tokens = []
+            for i, x in enumerate(pixels):
+                sample_sides = {name: _one_sample(side, i) for name, side in sides.items()}
+                sample_seconds = None if frame_seconds is None else [frame_seconds[i]]
+                sample_prompt = None if prompt_ids is None else prompt_ids[i : i + 1]
+                tokens.append(self.fuse(x.to(device)[None], sample_sides, sample_seconds, sample_prompt)[0])
+            return pad_sequence(tokens, batch_first=True)
 
         query, embeds = self._visual_tokens(pixels, prompt_ids)
         for name, patch in self.patches.items():
@@ -112,23 +117,6 @@ class PatchedModel(nn.Module):
                 embeds = torch.add(embeds, pad_last_dim(update, embeds), alpha=self.patch_weights[name])
         return self.base.arrange_tokens(embeds)
 
-    def _fuse_one_by_one(
-        self,
-        videos: list[Tensor],
-        sides: Mapping[str, SideBatch],
-        frame_seconds: list[Tensor] | None,
-        prompt_ids: Tensor | None,
-    ) -> Tensor:
-        """`fuse` for videos that do not fit into one tensor."""
-        device = next(self.base.parameters()).device
-        tokens = []
-        for i, pixels in enumerate(videos):
-            own_sides = {name: _one_sample(side, i) for name, side in sides.items()}
-            own_seconds = None if frame_seconds is None else [frame_seconds[i]]
-            own_prompt = None if prompt_ids is None else prompt_ids[i : i + 1]
-            tokens.append(self.fuse(pixels.to(device)[None], own_sides, own_seconds, own_prompt)[0])
-        return pad_sequence(tokens, batch_first=True)
-
     def _visual_tokens(self, pixels: Tensor, prompt_ids: Tensor | None) -> VideoTokens:
         """Encode float[B,T,3,h,w], or split stored tokens float[B,T,S,Q+D]."""
         if pixels.ndim == 4:
@@ -136,8 +124,7 @@ class PatchedModel(nn.Module):
             return VideoTokens(*stored.split([self.base.query_dim, self.base.embed_dim], -1))
 
         tower = next(outermost_modules(self.base, "vision tower"), None)
-        is_frozen = tower is not None and not any(x.requires_grad for x in tower.parameters())
-        if tower is None or not is_frozen or not torch.is_grad_enabled():
+        if tower is None or not torch.is_grad_enabled() or any(x.requires_grad for x in tower.parameters()):
             return self.base.encode(pixels, prompt_ids)
         # Gradient checkpointing of transformers makes every input of `hf` require a gradient, pixels too: the whole
         # tower would run a second time, and backwards. What follows it needs no such care: autograd records nothing of
@@ -205,7 +192,6 @@ class PatchedModel(nn.Module):
         video_lengths = [length] * videos
         if isinstance(pixels, list):
             video_lengths = [self.base.num_visual_tokens(len(x), tuple(x.shape[-2:])) for x in pixels]
-
         is_video_token = ids == VIDEO_TOKEN_ID
         _check_one_video_each(is_video_token.sum(1).tolist(), video_lengths)
         has_video = is_video_token.any(1).long()
@@ -266,8 +252,7 @@ class PatchedModel(nn.Module):
     ) -> Tensor:
         """Generate greedy answers int[B,new] to left-padded prompts; `sampling` are transformers' own arguments."""
         embeds = self.splice(ids, pixels, sides or {}, frame_seconds, prompt_ids)
-        # Quirk: the official code starts from one bos token, which the model never sees but the repetition penalty
-        # counts.
+        # Quirk: official answers start from a bos token that the model never sees but the repetition penalty counts.
         start = torch.full((len(ids), 1), self.base.hf.generation_config.bos_token_id, device=ids.device)
         generated = self.base.hf.generate(
             start,
