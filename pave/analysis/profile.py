@@ -219,6 +219,7 @@ def table(p: Profile) -> str:
         peak_mb=max(row.peak_mb for row in rows),
         kept_mb=sum(row.kept_mb for row in rows),
     )
+
     lines = [["part", "parameters", "trainable", "file MB", "GFLOP", "peak MB", "kept MB"]]
     for part, row in {**p.rows, "all": total}.items():
         lines.append([part, *map(_short, dataclasses.astuple(row))])

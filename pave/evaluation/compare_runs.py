@@ -205,6 +205,7 @@ def _report(comparison: Comparison, head: str, a: Path, b: Path) -> list[str]:
         *markdown(["metric", *COLUMNS], [_cells(row) for row in comparison.rows]),
         "",
     ]
+
     if comparison.groups:
         lines += [*markdown(["group", *COLUMNS], [_cells(row) for row in comparison.groups]), ""]
     lines.append(f"{num_better + num_worse} answers flipped: {num_better} right in B only, {num_worse} in A only.")

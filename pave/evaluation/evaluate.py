@@ -199,6 +199,7 @@ def describe_run(
             "weight": model.patch_weights[name],
             "features": read_json(store, "what `pave extract` wrote") if store.is_file() else folder,
         }
+
     return {
         "pave": __version__,
         "task": data.task,

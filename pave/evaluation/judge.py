@@ -272,6 +272,7 @@ def _send(
     """Send requests and yield replies once they are saved. After a failure those under way are saved: they are paid."""
     running: dict[Future[JudgeReply | RequestRefused | None], JudgeRequest] = {}
     with ThreadPoolExecutor(opened.parallel) as pool:
+        # Whoever stops reading replies, as after an error, closes this generator, which runs `finally`.
         try:
             while True:
                 while len(running) < opened.parallel and (request := next(requests, None)):

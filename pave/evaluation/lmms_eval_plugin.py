@@ -65,6 +65,7 @@ class Model(lmms):
         super().__init__()
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
             raise UserError(f"--batch_size {batch_size}: expected a whole number above 0")
+
         self.batch_size, self.workers = int(batch_size), workers
         self.device = torch.device(load.choose_device(device))
         settings = [f"{key}={value}" for key, value in overrides.items()]

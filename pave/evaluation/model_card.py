@@ -175,6 +175,7 @@ def _metadata(config: Config, channels: Sequence[str], license: str) -> str:
         "pipeline_tag": "video-text-to-text",
         "tags": list(dict.fromkeys(tags)),
     }
+
     if license:
         metadata["license"] = license
     if _is_hub_name(config.base.path):
