@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from huggingface_hub import HfApi
@@ -13,10 +13,11 @@ from pave import config as configs
 from pave.checkpoints import hot_swap, load, patch_folder
 from pave.config import Config
 from pave.evaluation.model_card import CARD_FILE, card
+from pave.inference import demo
 from pave.models.patched_model import PatchedModel
 from pave.types import UserError
 from pave.utils.atomic import atomic_folder
-from pave.utils.hub_download import folder as hub_folder
+from pave.utils.hub_download import find_folder as hub_folder
 
 
 class Pave:
@@ -43,6 +44,21 @@ class Pave:
         Raises UserError where there is no such folder, no way to the hub, or a tensor is missing or misshapen.
         """
         return cls(*load.load_model(_folder(source), None, overrides, device=device, trust_plugins=trust_plugins))
+
+    def ask(
+        self,
+        video: str | Path,
+        question: str,
+        features: Mapping[str, str | Path] | None = None,
+        max_new_tokens: int = 128,
+    ) -> str:
+        """Answer one question about one video, with the patches that are on.
+
+        `features` names feature files or media by side-channel; without one a side-channel is read from the video
+        itself. Raises UserError for an unreadable video and for a side-channel that is missing.
+        """
+        files = {side: Path(file) for side, file in (features or {}).items()}
+        return demo.answer(self.model, self.config, Path(video), question, files, max_new_tokens=max_new_tokens)
 
     def save_pretrained(self, folder: str | Path, license: str = "", results: Sequence[str | Path] = ()) -> None:
         """Write a folder of ours with a model card, whole or not at all; `results` are folders of `pave eval`.

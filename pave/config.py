@@ -11,7 +11,6 @@ from typing import Any, Literal, TypeVar
 
 from pave.types import UserError
 from pave.utils import settings
-from pave.utils.settings import Renames
 
 T = TypeVar("T")
 ROPE_HEAD_DIM = 128  # channels of a head with 3D rotary embedding
@@ -223,7 +222,7 @@ class Config:
                 raise UserError(f"{name}={value}: expected a number above 0")
 
 
-RENAMED = Renames(
+RENAMED = settings.Renames(
     keys={
         "": {"teacher": "distill_from"},
         "base": {"choice": "frame_sampling", "learn": "trainable", "init": "init_from"},

@@ -174,7 +174,7 @@ def load_modified(model: PatchedModel, file: Path) -> None:
     own_names = {_stored_name(name): name for name in model.base.state_dict()}
     own_state = model.base.state_dict(keep_vars=True)
     targets = {name: own_state[own_names[name]] for name in state if name in own_names}
-    with distributed.writable(targets):
+    with distributed.gathered_for_writing(targets):
         check_same(shapes(targets), shapes(state), file)
         for name, tensor in targets.items():
             tensor.copy_(state[name])

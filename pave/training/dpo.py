@@ -128,7 +128,7 @@ def compute_reference_logps(
 
     Raises UserError where weights are sharded, or where answers differ in weight.
     """
-    if distributed.are_split(arguments) or arguments.average_tokens_across_devices:
+    if distributed.are_sharded(arguments) or arguments.average_tokens_across_devices:
         raise UserError(
             "dpo_beta: needs whole weights on each GPU and pairs that count alike: DDP or ZeRO-2, without "
             "train.average_tokens_across_devices"

@@ -35,7 +35,7 @@ def main(config: Config, out: Path, resume: bool = False) -> None:
     """Train patches and LoRA, and write a patch folder to `out`/final. Raises UserError for settings that cannot be."""
     launch.check_launcher(config)
     arguments = recipe.training_arguments(config, out)
-    log.info("%s", distributed.join(arguments))
+    log.info("%s", distributed.join_ranks(arguments))
     set_seed(arguments.seed)
 
     model = build.create(config)
@@ -197,7 +197,7 @@ class PaveTrainer(Trainer):
             for name, parameter in self.pave_model.named_parameters()
             if name in modified or part_of(name).startswith(("patch ", "LoRA"))
         }
-        return distributed.whole(self.pave_model, parameters)
+        return distributed.gathered(self.pave_model, parameters)
 
     def _save_rng_state(self, output_dir: str) -> None:
         """Override: next, the first rank marks the checkpoint as complete, so all must have written their files."""
@@ -222,7 +222,7 @@ def make_collator(config: Config, model: PatchedModel, arguments: TrainingArgume
     collator: Callable[..., Batch] = dpo.collate
     if not config.dpo_beta:
         # Videos one by one: those of another rank may be of other sizes, or of one size.
-        collator = functools.partial(collate, separate_videos=distributed.are_split(arguments))
+        collator = functools.partial(collate, separate_videos=distributed.are_sharded(arguments))
     return functools.partial(collator, pad_id=model.base.tokenizer.pad_token_id, side_dims=side_dims)
 
 

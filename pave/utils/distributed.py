@@ -1,4 +1,4 @@
-"""Several processes: how they must be started, and parameters that are split over them made whole."""
+"""Run in several processes: join the other ranks, and gather parameters that are sharded over them."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from pave.types import UserError
 
 
-def join(arguments: TrainingArguments) -> str:
-    """Join the other ranks and take this one's device, which loading the base relies on; says what there is.
+def join_ranks(arguments: TrainingArguments) -> str:
+    """Join the other ranks and take this one's device, which loading the base relies on; returns a line about them.
 
-    Raises UserError for several GPUs in one process: its batches cannot be split.
+    Raises UserError for several GPUs in one process, whose batches cannot be split.
     """
     device = arguments.device
     if device.type == "cpu":
-        _rehearse(arguments)
+        _prepare_cpu_rank(arguments)
     if arguments.n_gpu > 1:
         raise UserError(f"{arguments.n_gpu} GPUs but one process; start with scripts/train.sh, or hide all but one GPU")
     return f"{arguments.world_size} process(es), this one on {device}"
 
 
-def _rehearse(arguments: TrainingArguments) -> None:
-    """What CPU ranks need beyond what the Trainer does for GPU ranks."""
+def _prepare_cpu_rank(arguments: TrainingArguments) -> None:
+    """Do for CPU ranks what the Trainer does for GPU ranks alone."""
     if arguments.fsdp:
-        # Else accelerate leaves FSDP out without a word: it shards only over what it takes for GPUs.
+        # Else accelerate leaves FSDP out without a word: it shards only over GPUs.
         arguments.distributed_state.distributed_type = DistributedType.MULTI_GPU
     if arguments.deepspeed:
         import deepspeed
@@ -38,31 +38,32 @@ def _rehearse(arguments: TrainingArguments) -> None:
         deepspeed.init_distributed("gloo", auto_mpi_discovery=False)
 
 
-def are_split(arguments: TrainingArguments) -> bool:
-    """Whether each rank holds a part of every parameter, so that all must call the same modules equally often."""
+def are_sharded(arguments: TrainingArguments) -> bool:
+    """Whether each rank holds a part of every parameter; then all must call the same modules equally often."""
     return bool(arguments.fsdp) or is_deepspeed_zero3_enabled()
 
 
 @contextmanager
-def whole(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
-    """Inside, parameters that ZeRO-3 or FSDP2 split are whole on every rank, to be read. All ranks must come along."""
+def gathered(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """Gather parameters that ZeRO-3 or FSDP2 shards, to be read inside. All ranks must enter."""
     if is_deepspeed_zero3_enabled():
         import deepspeed
 
         with deepspeed.zero.GatheredParameters(list(parameters.values())):
             yield
         return
-    split = {name: p for name, p in parameters.items() if isinstance(p, DTensor)}
-    for name, parameter in split.items():
-        _put(model, name, nn.Parameter(parameter.full_tensor().detach(), requires_grad=False))
+
+    sharded = {name: parameter for name, parameter in parameters.items() if isinstance(parameter, DTensor)}
+    for name, parameter in sharded.items():
+        _set_parameter(model, name, nn.Parameter(parameter.full_tensor().detach(), requires_grad=False))
     yield
-    for name, parameter in split.items():
-        _put(model, name, parameter)
+    for name, parameter in sharded.items():
+        _set_parameter(model, name, parameter)
 
 
 @contextmanager
-def writable(tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """Inside, what ZeRO-3 split as the base was loaded is whole. All ranks must come along, with one value."""
+def gathered_for_writing(tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Gather tensors that ZeRO-3 shards, to be written inside. All ranks must enter and write the same values."""
     if is_deepspeed_zero3_enabled():
         import deepspeed
 
@@ -72,6 +73,6 @@ def writable(tensors: Mapping[str, Tensor]) -> Iterator[None]:
     yield
 
 
-def _put(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
+def _set_parameter(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
     owner, _, leaf = name.rpartition(".")
     setattr(model.get_submodule(owner), leaf, parameter)

@@ -1,4 +1,4 @@
-"""Pages that need nothing from outside: HTML with pictures and curves inside, for light and dark screens."""
+"""Self-contained HTML pages with images and line charts, for light and dark screens."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 
 Points = Sequence[tuple[float, float]]
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 460, 230, 58, 12, 12, 34
-"""Of a chart, and its margins."""
-SMOOTH = 60
-"""Points from which on a noisy curve gets a running mean."""
+"""Size and margins of a chart, in pixels."""
+SMOOTH_FROM_POINTS = 60
+"""A noisy curve of so many points or more gets a running mean."""
 STYLE = """
 :root{color-scheme:light dark;--ink:#1d2125;--soft:#59616a;--line:#dfe3e6;--paper:#fff;
 --c0:#59616a;--c1:#2f6fb3;--c2:#2a7f62;--c3:#c2662d;--c4:#8a4fa8;--c5:#94791c}
@@ -34,7 +34,7 @@ svg{width:100%;height:auto}svg text{font:11.5px sans-serif;fill:var(--soft)}.gri
 
 
 def page(title: str, body: str) -> str:
-    """A whole file."""
+    """A complete HTML file."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">'
@@ -43,14 +43,18 @@ def page(title: str, body: str) -> str:
 
 
 def table(rows: Iterable[Sequence[object]], head: Sequence[str] = (), numbers: bool = False) -> str:
-    """Text is escaped; `numbers` puts all columns but the first to the right."""
-    cells = "".join("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>\n" for row in rows)
-    top = "<tr>" + "".join(f"<th>{escape(text)}</th>" for text in head) + "</tr>\n" if head else ""
-    return f"<table{' class=n' if numbers else ''}>\n{top}{cells}</table>"
+    """A table of escaped text; `numbers` aligns all columns but the first at the right."""
+    lines = []
+    if head:
+        lines.append("".join(f"<th>{escape(text)}</th>" for text in head))
+    for row in rows:
+        lines.append("".join(f"<td>{escape(str(cell))}</td>" for cell in row))
+    body = "".join(f"<tr>{line}</tr>\n" for line in lines)
+    return f"<table{' class=n' if numbers else ''}>\n{body}</table>"
 
 
 def picture(file: Path, text: str) -> str:
-    """A .png with what it shows."""
+    """A .png inside the page, with a caption."""
     data = base64.b64encode(file.read_bytes()).decode()
     return (
         f'<figure><img alt="{escape(file.name)}" src="data:image/png;base64,{data}">'
@@ -58,7 +62,7 @@ def picture(file: Path, text: str) -> str:
     )
 
 
-def chart(
+def line_chart(
     title: str,
     text: str,
     curves: Mapping[str, Points],
@@ -68,36 +72,42 @@ def chart(
     noisy: bool = False,
     level: float | None = None,
 ) -> str:
-    """Curves over the steps, by name, as inline SVG. `level` is drawn dashed; a log axis needs numbers above 0."""
+    """Curves over the training steps, by name, as inline SVG; `level` is a dashed line. A log axis needs numbers > 0."""
     xs, ys = zip(*(point for points in curves.values() for point in points))
     ys = (*ys, *([] if level is None else [level]))
-    y_ticks = decades(min(ys), max(ys)) if log else ticks(min(0, *ys), max(ys))
+    y_ticks = log_ticks(min(ys), max(ys)) if log else ticks(min(0, *ys), max(ys))
 
     def x_at(x: float) -> float:
         return LEFT + (WIDTH - LEFT - RIGHT) * x / max(xs)
 
     def y_at(y: float) -> float:
-        low, high, y = (math.log(v) for v in (y_ticks[0], y_ticks[-1], y)) if log else (y_ticks[0], y_ticks[-1], y)
+        low, high = y_ticks[0], y_ticks[-1]
+        if log:
+            low, high, y = math.log(low), math.log(high), math.log(y)
         return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (y - low) / (high - low)
 
     parts = []
     for y in y_ticks:
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y_at(y):.1f}" y2="{y_at(y):.1f}"/>')
         parts.append(f'<text x="{LEFT - 7}" y="{y_at(y) + 4:.1f}" text-anchor="end">{y:g}</text>')
-    for x in (x for x in ticks(0, max(xs)) if x <= max(xs)):
+    for x in ticks(0, max(xs)):
+        if x > max(xs):
+            break
         parts.append(f'<text x="{x_at(x):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{x:g}</text>')
     parts.append(f'<text x="{(WIDTH + LEFT) / 2}" y="{HEIGHT - 3}" text-anchor="middle">step</text>')
     if level is not None:
-        at = y_at(level)
-        parts.append(f'<line class="level" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
+        y = y_at(level)
+        parts.append(f'<line class="level" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+
     for name, points in curves.items():
-        smoothed = noisy and len(points) >= SMOOTH
+        smoothed = noisy and len(points) >= SMOOTH_FROM_POINTS
         for kind, line in [("curve raw", points), ("curve", smooth(points))] if smoothed else [("curve", points)]:
-            way = " ".join(f"{x_at(x):.1f},{y_at(y):.1f}" for x, y in line)
+            path = " ".join(f"{x_at(x):.1f},{y_at(y):.1f}" for x, y in line)
+            if len(line) == 1:  # a single point would draw nothing
+                path = f"{path} {path}"
             color = f"stroke:var(--c{colors[name]})"
-            # One point alone would draw nothing.
-            way = f"{way} {way}" if len(line) == 1 else way
-            parts.append(f'<polyline class="{kind}" style="{color};stroke-linecap:round" points="{way}"/>')
+            parts.append(f'<polyline class="{kind}" style="{color};stroke-linecap:round" points="{path}"/>')
+
     keys = "".join(
         f'<span class="key"><i style="background:var(--c{colors[name]})"></i>{escape(name)}</span>'
         for name in curves
@@ -111,7 +121,7 @@ def chart(
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Round numbers from below `low` to above `high`, some five of them."""
+    """Some five round numbers from `low` or below to `high` or above."""
     span = (high - low) or abs(high) or 1.0
     size = 10.0 ** math.floor(math.log10(span / 4))
     step = next(size * k for k in (1, 2, 5, 10) if span / (size * k) <= 5)
@@ -119,10 +129,10 @@ def ticks(low: float, high: float) -> list[float]:
     return [float(f"{i * step:.10g}") for i in range(first, last + 1)]
 
 
-def decades(low: float, high: float) -> list[float]:
-    """The like for a log axis: powers of ten, or 1, 2, 5 of them where these are few."""
-    ends = [math.floor(math.log10(low)), math.ceil(math.log10(high))]
-    powers = range(ends[0], max(ends[1], ends[0] + 1) + 1)
+def log_ticks(low: float, high: float) -> list[float]:
+    """Ticks of a log axis: powers of ten, or 1, 2, 5 times them where these are few."""
+    first_power, last_power = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    powers = range(first_power, max(last_power, first_power + 1) + 1)
     if len(powers) > 3:
         step = math.ceil(len(powers) / 7)
         return [float(f"1e{p}") for p in range(powers[0], powers[-1] + step, step)]
@@ -133,11 +143,11 @@ def decades(low: float, high: float) -> list[float]:
 
 
 def smooth(points: Points) -> Points:
-    """Each point the mean of a twentieth of the curve around it."""
+    """Replace each point by the mean of a twentieth of the curve around it."""
     reach = max(1, len(points) // 40)
     values = [y for _, y in points]
     means = []
     for i, (x, _) in enumerate(points):
-        near = values[max(0, i - reach) : i + reach + 1]
-        means.append((x, sum(near) / len(near)))
+        window = values[max(0, i - reach) : i + reach + 1]
+        means.append((x, sum(window) / len(window)))
     return means

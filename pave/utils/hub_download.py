@@ -1,4 +1,4 @@
-"""Folders of the model hub."""
+"""Find a local folder, or download a folder from the model hub."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from pave.types import UserError
 
 
-def folder(name: str, expected: str, patterns: Sequence[str]) -> Path:
-    """A local folder, or the hub's copy of a name like org/name. UserError: neither, or no way to the hub."""
+def find_folder(name: str, expected: str, patterns: Sequence[str]) -> Path:
+    """Path of a local folder, or of the downloaded files of a hub name like org/name. Raises UserError for neither."""
     if Path(name).is_dir():
         return Path(name)
     if name.count("/") != 1 or name.startswith((".", "/")):

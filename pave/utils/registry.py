@@ -1,4 +1,4 @@
-"""The module name is the registry: pave/sides/audio.py is the side `audio`; a dotted name loads a user's own module."""
+"""Load plugins by module name: pave/sides/audio.py is the side `audio`, a dotted name is a user's own module."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from types import ModuleType
 from pave.types import UserError
 
 PACKAGES = {"bases": "pave.models.bases", "sides": "pave.sides", "tasks": "pave.tasks"}
-"""Where the plugins of each kind are."""
+"""Package of the plugins of each kind."""
 
 
 def names(kind: str) -> list[str]:
-    """Sorted names of all built-in plugins of a kind (`sides`, `bases`, `tasks`); imports none of them."""
+    """List pave's own plugins of a kind (`sides`, `bases`, `tasks`) without importing them."""
     package = importlib.import_module(PACKAGES[kind])
-    modules = [m.name for m in pkgutil.iter_modules(package.__path__) if not m.ispkg]
+    modules = [module.name for module in pkgutil.iter_modules(package.__path__) if not module.ispkg]
     return sorted(name for name in modules if name != "base" and not name.startswith("_"))
 
 
 def is_shipped(kind: str, name: str) -> bool:
-    """Whether a name can only mean a plugin of pave itself; a name without a dot is looked for nowhere else."""
-    return "." not in name or name.removeprefix(f"pave.{kind}.") in names(kind)
+    """Whether a name can only mean a plugin of pave; a name without a dot is searched nowhere else."""
+    return "." not in name or name.removeprefix(f"{PACKAGES[kind]}.") in names(kind)
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
-    """The end of an error message: the closest allowed name, or all of them."""
+    """The end of an error message: the most similar allowed name, or all of them."""
     allowed = sorted(allowed)
     close = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
     return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(allowed)}"

@@ -170,7 +170,7 @@ class QwenVL(base.Base):
         if not weights and path in cls.published:
             return cls._skeleton(cls.config_class(**cls.published[path]), cls.default_pixels)
 
-        folder = hub_download.folder(path, cls.expected, ["*.json", "*.safetensors", "*.txt"])
+        folder = hub_download.find_folder(path, cls.expected, ["*.json", "*.safetensors", "*.txt"])
         model_type = read_json(folder / "config.json", cls.expected).get("model_type")
         if model_type != cls.model_type:
             raise UserError(f"{folder / 'config.json'}: model_type is {model_type}, expected {cls.model_type}")

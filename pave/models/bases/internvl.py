@@ -118,7 +118,7 @@ class Base(base.Base):
         if not weights and path in PUBLISHED:
             return cls._skeleton(InternVLConfig(**PUBLISHED[path]), Normalization())
 
-        folder = hub_download.folder(path, EXPECTED, ["*.json", "*.safetensors", "*.txt"])
+        folder = hub_download.find_folder(path, EXPECTED, ["*.json", "*.safetensors", "*.txt"])
         config_json = {"model_type": None, **read_json(folder / "config.json", EXPECTED)}
         for name, expected in REQUIRED_CONFIG.items():
             actual = config_json.get(name, expected)

@@ -122,7 +122,7 @@ class Base(base.Base):
             published_config = _llava_onevision_layouts.build_config(*_llava_onevision_layouts.PUBLISHED[path])
             return cls._skeleton(published_config, settings.newline or "grid", settings.pool or "bilinear")
 
-        folder = hub_download.folder(path, EXPECTED, ["*.json", "*.safetensors", "*.txt"])
+        folder = hub_download.find_folder(path, EXPECTED, ["*.json", "*.safetensors", "*.txt"])
         config_json = read_json(folder / "config.json", EXPECTED, ["model_type"])
         is_lmms = config_json["model_type"] != "llava_onevision"
         if is_lmms:

@@ -161,7 +161,7 @@ class Base(base.Base):
         CLIP's tokenizer is in its folder `clip`, or comes from the hub.
         """
         _loading.refuse_settings(cls, path, settings)
-        folder = hub_download.folder(path, EXPECTED, ["*.json", "*.safetensors", "*.bin", "*.model"])
+        folder = hub_download.find_folder(path, EXPECTED, ["*.json", "*.safetensors", "*.bin", "*.model"])
         config_json = read_json(folder / "config.json", EXPECTED)
         _check_config(folder / "config.json", config_json)
         config = LlamaConfig(**config_json["text_config"])
@@ -218,5 +218,5 @@ def _load_prompt_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     clip_folder = folder / "clip"
     if not clip_folder.is_dir():
         patterns = ["tokenizer*.json", "vocab.json", "merges.txt", "special_tokens_map.json", "config.json"]
-        clip_folder = hub_download.folder(CLIP, "CLIP's tokenizer", patterns)
+        clip_folder = hub_download.find_folder(CLIP, "CLIP's tokenizer", patterns)
     return AutoTokenizer.from_pretrained(clip_folder)

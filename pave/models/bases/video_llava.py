@@ -155,7 +155,7 @@ class Base(base.Base):
         if not weights and path == ORIGINAL:
             return cls._original_skeleton(LlamaConfig(**_loading.VICUNA), VISION)
 
-        folder = hub_download.folder(path, EXPECTED, ["*.json", "*.safetensors", "*.bin", "*.model"])
+        folder = hub_download.find_folder(path, EXPECTED, ["*.json", "*.safetensors", "*.bin", "*.model"])
         config_json = read_json(folder / "config.json", EXPECTED)
         arguments = _loading.pretrained_arguments(settings, UNQUANTIZED)
         if config_json.get("model_type") == "video_llava":

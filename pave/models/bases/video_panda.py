@@ -119,7 +119,7 @@ class Base(base.Base):
         if not weights and path == PUBLISHED:
             return cls._skeleton(LlamaConfig(**_loading.VICUNA), TOWER_WIDTH, IMAGE_SIZE)
 
-        folder = hub_download.folder(path, EXPECTED, ["*.json", "*.safetensors", "*.bin", "*.model"])
+        folder = hub_download.find_folder(path, EXPECTED, ["*.json", "*.safetensors", "*.bin", "*.model"])
         config_json = read_json(folder / "config.json", EXPECTED)
         tower_width = config_json.get("video_hidden_size")
         has_image_marks = config_json.get("mm_use_im_start_end")

@@ -271,7 +271,7 @@ def test_ticks_are_few_and_round_and_reach_over_the_ends(low: float, high: float
     assert marks[-1] >= high
     assert 2 <= len(marks) <= 7
     if low > 0:
-        logs = html.decades(low, high)
+        logs = html.log_ticks(low, high)
         assert logs[0] <= low
         assert logs[-1] >= high
         assert 2 <= len(logs) <= 8
@@ -279,7 +279,7 @@ def test_ticks_are_few_and_round_and_reach_over_the_ends(low: float, high: float
 
 @pytest.mark.parametrize(("low", "high"), [(1e-9, 1e9), (0.3, 2.5), (1, 1), (0.05, 0.06), (9, 11), (1e-5, 1)])
 def test_a_log_axis_reaches_over_its_ends(low: float, high: float) -> None:
-    marks = html.decades(low, high)
+    marks = html.log_ticks(low, high)
     assert marks[0] <= low
     assert marks[-1] >= high
     assert 2 <= len(marks) <= 9
