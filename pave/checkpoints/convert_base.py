@@ -49,7 +49,9 @@ def main(path: str, out: Path, to: Layout, vision_heads: int | None = None) -> N
     The old config.json is kept as config.LAYOUT.json, and used when the base is converted back. Files of the
     transformers processor are not made. Raises UserError naming the first missing, extra or misshapen tensor.
     """
-    source = hub_download.find_folder(path, "a LLaVA-OneVision base", [f"*{suffix}" for suffix in (".safetensors", *COPIED)])
+    source = hub_download.find_folder(
+        path, "a LLaVA-OneVision base", [f"*{suffix}" for suffix in (".safetensors", *COPIED)]
+    )
     raw = _read_config(source)
     layout = LAYOUTS[raw["model_type"]]
     if layout == to:

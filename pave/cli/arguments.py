@@ -98,7 +98,7 @@ def add_overrides(parser: argparse.ArgumentParser, example: str) -> None:
 
 def add_checkpoint(parser: argparse.ArgumentParser, example: str = "e.g. sides.audio.encoder=FILE") -> None:
     """A trained folder, its base, settings and where to run."""
-    text = "a folder of `pave train`, or an official one"
+    text = "a folder of `pave train`, an official one, or the zip of one"
     parser.add_argument("--ckpt", type=Path, required=True, metavar="DIR", help=text)
     parser.add_argument("--base", default=None, metavar="PATH", help="folder of the base, if it moved")
     parser.add_argument("--device", default=None, help="default: cuda if there is one")

@@ -27,7 +27,9 @@ def _add_sideworld(parser: argparse.ArgumentParser) -> None:
 def _run_sideworld(arguments: argparse.Namespace) -> None:
     from pave.sideworld import files
 
-    files.make_clips(arguments.out, arguments.train, arguments.test, arguments.seed, arguments.workers, arguments.channels)
+    files.make_clips(
+        arguments.out, arguments.train, arguments.test, arguments.seed, arguments.workers, arguments.channels
+    )
 
 
 def _add_raw_and_out(parser: argparse.ArgumentParser) -> None:

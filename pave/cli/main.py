@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Parse a command line, with `key=value` overrides anywhere on it."""
-    parser = _make_parser()
+    parser = make_parser()
     arguments, remaining = parser.parse_known_args(argv)
 
     takes_overrides = "overrides" in arguments
@@ -66,7 +66,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     return arguments
 
 
-def _make_parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     text = "Adapt a frozen video language model to sound, depth, further cameras or more frames."
     parser = argparse.ArgumentParser(prog="pave", description=text, formatter_class=_HelpFormatter)
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")

@@ -36,6 +36,8 @@ def _run_train(arguments: argparse.Namespace) -> None:
 
 def _add_eval(parser: argparse.ArgumentParser) -> None:
     add_checkpoint(parser, "e.g. data.root=DIR")
+    text = "a config that says what an official folder does not: its side-channels and data"
+    parser.add_argument("--recipe", type=Path, metavar="CONFIG", help=text)
     parser.add_argument("--out", type=Path, metavar="DIR", help="for answers and scores, goes on; default: CKPT/eval")
     parser.add_argument("--split", default=None)
     parser.add_argument("--base-only", action="store_true", help="the frozen base, without patches and LoRA")
@@ -51,6 +53,7 @@ def _add_eval(parser: argparse.ArgumentParser) -> None:
 
 def _run_eval(arguments: argparse.Namespace) -> str:
     from pave.checkpoints import load as load_checkpoint
+    from pave.checkpoints.archive import checkpoint_folder
     from pave.data import extraction
     from pave.evaluation import evaluate
 
@@ -73,8 +76,9 @@ def _run_eval(arguments: argparse.Namespace) -> str:
         arguments.base_only,
         arguments.device,
         arguments.trust_plugins,
+        arguments.recipe,
     )
-    return evaluate.main(model, config, arguments.out or arguments.ckpt / "eval", options)
+    return evaluate.main(model, config, arguments.out or checkpoint_folder(arguments.ckpt) / "eval", options)
 
 
 def _add_score(parser: argparse.ArgumentParser) -> None:

@@ -22,8 +22,7 @@ from pave.models.base import Base
 from pave.sides.base import SideChannel, get_side
 from pave.tasks.base import get_task
 from pave.types import IGNORE_INDEX, Clip, Images, Question, SideTokens, UserError
-from pave.utils import video_tags
-from pave.utils import registry
+from pave.utils import registry, video_tags
 
 log = logging.getLogger(__name__)
 
@@ -88,8 +87,9 @@ class QuestionDataset(Dataset[Sample]):
         if missing:
             kind = kinds[missing[0]]
             hint = "" if kind == "video" else f"; run `pave extract {kind.split()[0]}` first"
-            counts = f"({len(missing)} of {len(kinds)} files are missing)"
-            raise UserError(f"{missing[0]}: no such {kind} file {counts}{hint}")
+            raise UserError(
+                f"{missing[0]}: no such {kind} file ({len(missing)} of {len(kinds)} files are missing){hint}"
+            )
 
     def visual_files(self, question: Question) -> list[Path]:
         """Paths of a question's video or images, or of its stored tokens. Raises UserError outside the data root."""

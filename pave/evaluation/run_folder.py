@@ -7,9 +7,11 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypedDict, cast
 
+from pave.config import RENAMED
 from pave.types import Question, UserError
 from pave.utils.atomic import write_text
 from pave.utils.json_files import read_json, read_jsonl
+from pave.utils.settings import rename_old_settings
 
 if TYPE_CHECKING:
     from typing_extensions import NotRequired
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 PREDICTIONS, METRICS, MANIFEST, PARTS = "predictions.jsonl", "metrics.json", "manifest.json", "parts"
 EXPECTED = "a folder that `pave eval` wrote"
+SAME_ANSWERS = ("0.1.0",)
+"""Older versions whose runs go on: nothing that decides an answer has changed since."""
 Record = dict[str, str]
 """One line: `qid`, and `text` or the `error` that kept the question from being read."""
 
@@ -73,7 +77,10 @@ def claim_run_folder(path: Path, manifest: Mapping[str, object]) -> None:
         write_text(path, json.dumps(manifest, indent=1))
 
     # Read back even if just written: of two processes that start together, one has written it.
-    changes = changed_entries(read_json(path, EXPECTED), manifest)
+    before = rename_old_settings(read_json(path, EXPECTED), RENAMED)
+    if before.get("pave") in SAME_ANSWERS:
+        before["pave"] = manifest["pave"]
+    changes = changed_entries(before, manifest)
     if changes:
         text = "; ".join(f"{change.name} was {change.before}, is now {change.after}" for change in changes)
         raise UserError(f"{path}: answers of another run: {text}; choose another folder or delete {path.parent}")

@@ -296,5 +296,5 @@ def _check_one_video_each(row_lengths: Sequence[int], video_lengths: Sequence[in
     for row_length, video_length in zip(shown, cycle(video_lengths)):
         if row_length > video_length:
             raise UserError(
-                f"a batch: a row has {row_length} visual places, its video {video_length} tokens; expected one video"
+                f"a batch: a row has {row_length} visual tokens, its video {video_length} tokens; expected one video"
             )

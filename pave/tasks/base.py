@@ -85,7 +85,7 @@ class Task(ABC):
     def check_split(self, split: str) -> None:
         """Raises UserError with the nearest name if there is no such split."""
         if split not in self.splits:
-            raise UserError(f"{self.name} has no split '{split}'; {registry.nearest(split, self.splits)}")
+            raise UserError(f"{self.name} has no split named '{split}'; {registry.nearest(split, self.splits)}")
 
     def annotation_file(self, split: str, root: Path) -> Path:
         """Path of a split's annotations, from `files`. Raises UserError if there is no such split."""

@@ -192,7 +192,9 @@ def _charts(run: Mapping[str, Any], records: Sequence[Record]) -> list[str]:
         if len(curves) > 1 and "all" in curves:
             colors["all"] = 0
         clip = run["settings"]["max_grad_norm"] if run and chart.title == "Gradient norm" else None
-        svg = html.line_chart(chart.title, chart.text, curves, colors, log=chart.log, noisy=chart.noisy, level=clip or None)
+        svg = html.line_chart(
+            chart.title, chart.text, curves, colors, log=chart.log, noisy=chart.noisy, level=clip or None
+        )
         charts.append(svg)
     return charts
 

@@ -72,7 +72,7 @@ def line_chart(
     noisy: bool = False,
     level: float | None = None,
 ) -> str:
-    """Curves over the training steps, by name, as inline SVG; `level` is a dashed line. A log axis needs numbers > 0."""
+    """Curves over the training steps, by name, as inline SVG; `level` is dashed. A log axis needs numbers > 0."""
     xs, ys = zip(*(point for points in curves.values() for point in points))
     ys = (*ys, *([] if level is None else [level]))
     y_ticks = log_ticks(min(ys), max(ys)) if log else ticks(min(0, *ys), max(ys))

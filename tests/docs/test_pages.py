@@ -74,7 +74,7 @@ def test_scripts_exist_and_launchers_parse(page: Path) -> None:
 def test_inline_commands_name_what_there_is(page: Path) -> None:
     """`pave eval --limit N` in a sentence may be a part, but its words must be known."""
     (choices,) = [
-        action.choices for action in main._parser()._actions if isinstance(action, argparse._SubParsersAction)
+        action.choices for action in main.make_parser()._actions if isinstance(action, argparse._SubParsersAction)
     ]
     for text in inline(page.read_text()):
         words = text.split()
@@ -112,13 +112,13 @@ def test_the_table_of_results_is_that_of_the_zoo_and_the_configs() -> None:
 
 def test_every_recipe_is_on_the_page() -> None:
     words = [line.split() for line in lines((DOC / "results/reproduce.md").read_text())]
-    scripts = {word for line in words for word in line if word.startswith("scripts/recipes/")}
-    assert scripts == {f"scripts/{name}_train.sh" for name in RECIPES}
-    for line in words:
-        for word in line:
-            if word.startswith("scripts/recipes/"):
-                given = [w for w in line[line.index(word) + 3 :] if "=" in w and not w.startswith("#")]
-                config.load(ROOT / "configs" / f"{Path(word).stem}.yaml", given)
+    calls = [(word, line) for line in words for word in line if re.fullmatch(r"scripts/\w+_(train|eval)\.sh", word)]
+    expected = {f"scripts/{name}_{step}.sh" for name in RECIPES for step in ("train", "eval")}
+    assert {script for script, _ in calls} == expected
+    for script, line in calls:
+        name = re.sub(r"_(train|eval)$", "", Path(script).stem)
+        overrides = [word for word in line[line.index(script) + 3 :] if "=" in word and not word.startswith("#")]
+        config.load(ROOT / f"configs/{name}.yaml", overrides)
 
 
 FOLDERS = {

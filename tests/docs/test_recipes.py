@@ -21,7 +21,7 @@ from pave import config
 from pave.checkpoints import build
 from pave.cli import main
 from pave.config import Config
-from pave.training import train
+from pave.training import recipe, train
 
 BASE = "lmms-lab/llava-onevision-qwen2-{}-ov"
 LORA = {"0.5b": 35_192_832, "7b": 161_480_704}
@@ -41,28 +41,28 @@ def on_7b(name: str) -> Config:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_numbers_are_the_published_ones(name: str, tmp_path: Path) -> None:
-    recipe, resolved = RECIPES[name], config.load(file_of(name))
-    assert (resolved.data.task, resolved.data.eval_split) == (recipe.task, recipe.split)
+    expected, resolved = RECIPES[name], config.load(file_of(name))
+    assert (resolved.data.task, resolved.data.eval_split) == (expected.task, expected.split)
     assert resolved.data.labels == "official"
     assert (resolved.base.frames, resolved.base.newline, resolved.base.dtype) == (32, "grid", "bfloat16")
     assert (resolved.lora.r, resolved.lora.alpha, resolved.lora.dropout) == (64, 16, 0.05)
     assert resolved.patch_lr is None
-    assert tuple(resolved.sides) == recipe.sides
+    assert tuple(resolved.sides) == expected.sides
     for side, patch in resolved.sides.items():
         assert patch.side_dim == OFFICIAL_DIMS[side]
-        assert (patch.hidden_dim, patch.side_hidden_dim, patch.heads, patch.num_layers) == (512, 512, 4, recipe.depth)
-        assert patch.rope == recipe.rope
+        assert (patch.hidden_dim, patch.side_hidden_dim, patch.heads, patch.num_layers) == (512, 512, 4, expected.depth)
+        assert patch.rope == expected.rope
         assert (patch.conv_blocks, patch.queries, patch.value_projection, patch.neighborhood) == (
             [],
             [],
             "shared",
             "chunks",
         )
-        assert patch.features == FOLDERS.get((recipe.task, side), f"features/{side}")
+        assert patch.features == FOLDERS.get((expected.task, side), f"features/{side}")
     arguments = recipe.training_arguments(resolved, tmp_path)
-    assert arguments.per_device_train_batch_size == recipe.batch
-    assert arguments.gradient_accumulation_steps == recipe.accumulation
-    assert (arguments.num_train_epochs, arguments.max_steps) == (recipe.epochs, -1)
+    assert arguments.per_device_train_batch_size == expected.batch
+    assert arguments.gradient_accumulation_steps == expected.accumulation
+    assert (arguments.num_train_epochs, arguments.max_steps) == (expected.epochs, -1)
     assert (arguments.learning_rate, arguments.lr_scheduler_type, arguments.warmup_steps) == (2e-5, "cosine", 0.03)
     assert (arguments.weight_decay, arguments.max_grad_norm, arguments.seed) == (0, 0.1, 42)
     assert (arguments.save_steps, arguments.gradient_checkpointing) == (2000, True)

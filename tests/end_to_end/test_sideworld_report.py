@@ -35,7 +35,11 @@ def test_a_row_for_each_channel_and_for_two_together(tmp_path: Path) -> None:
         pairs = [(q, Prediction(q.qid, q.answers[0] if needs[q.group] in right else "none")) for q in questions]
         folder = tmp_path / name
         folder.mkdir()
-        result = {"split": "test", "metrics": sideworld.Task().score(pairs), "chance": sideworld.Task().chance(questions)}
+        result = {
+            "split": "test",
+            "metrics": sideworld.Task().score(pairs),
+            "chance": sideworld.Task().chance(questions),
+        }
         (folder / "metrics.json").write_text(json.dumps(result))
     report = side_channel_report.main(tmp_path / "base", tmp_path / "patched", tmp_path / "shuffled", tmp_path)
     rows = {line.split(" | ")[0].removeprefix("| "): line for line in report.splitlines() if line.startswith("| ")}

@@ -46,9 +46,11 @@ def make_folders(tiny_setup: TinySetup, out: Path) -> dict[str, Path]:
     kinds = {
         "audio": side_config(tiny_setup, {"audio": {}}),
         "music": side_config(tiny_setup, {"music": {"hidden_dim": 8, "num_layers": 3, "heads": 2}}, r=4, alpha=6),
-        "both": side_config(tiny_setup, {"audio": {}, "dense": {"num_layers": 1, "neighborhood": "global"}}, r=3),
-        "deaf": side_config(tiny_setup, {}, r=2),
-        "bare": side_config(tiny_setup, {"audio": {}}, r=0),
+        "two_patches": side_config(
+            tiny_setup, {"audio": {}, "dense": {"num_layers": 1, "neighborhood": "global"}}, r=3
+        ),
+        "lora_only": side_config(tiny_setup, {}, r=2),
+        "patch_only": side_config(tiny_setup, {"audio": {}}, r=0),
     }
     return {name: save_trained(config, out / name, i) for i, (name, config) in enumerate(kinds.items())}
 

@@ -207,18 +207,20 @@ def test_scores_on_the_card(folders: dict[str, Path], tiny_setup: TinySetup, tmp
     """With all that is needed to understand them, and never those of another model."""
     for name, options in (
         ("right", ["--limit", "2"]),
-        ("deaf", ["--limit", "2", "--perturb", "audio=drop"]),
+        ("without audio", ["--limit", "2", "--perturb", "audio=drop"]),
         ("base", ["--limit", "2", "--base-only"]),
         ("half", ["--limit", "2", "base.dtype=float16"]),
     ):
         words = ["eval", "--ckpt", str(folders["audio"]), "--out", str(tmp_path / name), "--workers", "0"]
         assert main.main([*words, "--max-new-tokens", "2", *options]) == 0
     pave = Pave.from_pretrained(folders["audio"], device="cpu")
-    pave.save_pretrained(tmp_path / "mine", results=[tmp_path / name for name in ("right", "deaf", "base", "half")])
+    pave.save_pretrained(
+        tmp_path / "mine", results=[tmp_path / name for name in ("right", "without audio", "base", "half")]
+    )
     text = (tmp_path / "mine/README.md").read_text()
-    asked = f"`sideworld`, split `test`: 2 of {5 * 3} questions answered, only the first 2 asked. Side-channels: "
+    questions = f"`sideworld`, split `test`: 2 of {5 * 3} questions answered, only the first 2 asked. Side-channels: "
     for used in ("audio; weights in float32", "audio (drop)", "none", "audio; weights in float16"):
-        assert f"{asked}{used}" in text
+        assert f"{questions}{used}" in text
     metrics = json.loads((tmp_path / "right/metrics.json").read_text())
     assert f"| which_sound | {metrics['metrics']['which_sound']:.4g} | 0.125 |" in text
     assert "| n | 2 |  |" in text

@@ -37,16 +37,16 @@ def test_what_trains_is_what_the_config_says(tiny_setup: TinySetup, tmp_path: Pa
         config = side_config(
             tiny_setup, {"audio": {"trainable": audio}, "dense": {"trainable": dense}}, trainable=adapter
         )
-        wanted = [names for names, on in zip(parts.values(), (audio, dense, adapter)) if on]
+        expected = [names for names, on in zip(parts.values(), (audio, dense, adapter)) if on]
         model = build.create(config)
-        assert trained_names(model) == set().union(*wanted)
+        assert trained_names(model) == set().union(*expected)
         # Switching leaves it, and so do groups of the optimizer and reading back.
         model.set_patches({"dense": 1.0})
-        assert trained_names(model) == set().union(*wanted)
+        assert trained_names(model) == set().union(*expected)
         groups = train.parameter_groups(config, model, recipe.training_arguments(config, tmp_path))
-        assert sum(len(group["params"]) for group in groups) == sum(map(len, wanted))
+        assert sum(len(group["params"]) for group in groups) == sum(map(len, expected))
         patch_folder.save(model, config, tmp_path / "folder")
-        assert trained_names(build.load(tmp_path / "folder")[0]) == set().union(*wanted)
+        assert trained_names(build.load(tmp_path / "folder")[0]) == set().union(*expected)
 
 
 def write_dense(root: Path) -> None:
@@ -97,7 +97,7 @@ def test_the_published_recipe_of_two_channels(tiny_setup: TinySetup, tmp_path: P
 
 def test_a_start_that_does_not_fit(tiny_setup: TinySetup, tmp_path: Path) -> None:
     folders = make_folders(tiny_setup, tmp_path)
-    both, music = folders["both"], folders["music"]
+    both, music = folders["two_patches"], folders["music"]
     for sides, settings, message in (
         ({"audio": {"init_from": str(both), "heads": 2}}, {}, "patch 'audio' has heads=4, sides.audio has 2"),
         ({"audio": {"init_from": str(music)}}, {}, "patch 'music' has hidden_dim=8, sides.audio has 16"),
@@ -106,10 +106,10 @@ def test_a_start_that_does_not_fit(tiny_setup: TinySetup, tmp_path: Path) -> Non
             {},
             r"has the patches \['audio', 'dense'\], sides.sound.init_from needs 'sound'",
         ),
-        ({"audio": {"init_from": str(folders["deaf"])}}, {}, r"has the patches \[\], sides.audio.init_from needs"),
+        ({"audio": {"init_from": str(folders["lora_only"])}}, {}, r"has the patches \[\], sides.audio.init_from needs"),
         ({"audio": {}}, {"init_from": str(music)}, r"LoRA has r=4, lora.r is 2"),
         ({"audio": {}}, {"init_from": str(music), "r": 4}, "LoRA has alpha=6, lora.alpha is 4"),
-        ({"audio": {}}, {"init_from": str(folders["bare"])}, "has no LoRA to start from"),
+        ({"audio": {}}, {"init_from": str(folders["patch_only"])}, "has no LoRA to start from"),
         ({"audio": {"init_from": str(both / "none")}}, {}, "no pave.yaml in it"),
     ):
         with pytest.raises(UserError, match=message):

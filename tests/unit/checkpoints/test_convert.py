@@ -36,19 +36,19 @@ def find(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return lambda name: multi if name == "multi" else E2E / name
 
 
-def given(name: str) -> Config:
+def settings_for(name: str) -> Config:
     return Config(base=CONFIG, sides=SIDES if name == "multi" else {})
 
 
 def tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of a folder in either layout."""
-    found: dict[str, Tensor] = {}
+    actual: dict[str, Tensor] = {}
     for file in folder.iterdir():
         if file.suffix == ".bin":
-            found |= torch.load(file, weights_only=True)
+            actual |= torch.load(file, weights_only=True)
         elif file.suffix == ".safetensors":
-            found |= load_file(file)
-    return found
+            actual |= load_file(file)
+    return actual
 
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
@@ -61,7 +61,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize("name", FOLDERS)
 def test_official_to_ours_and_back(find: Callable[[str], Path], tmp_path: Path, name: str) -> None:
     source, ours, back = find(name), tmp_path / "ours", tmp_path / "back"
-    convert.to_ours(source, given(name), ours)
+    convert.to_ours(source, settings_for(name), ours)
     convert.to_official(ours, back)
     same(tensors(source), tensors(back))
     assert {x.dtype for x in tensors(ours).values()} == {FOLDERS[name]}
@@ -84,18 +84,18 @@ def test_official_to_ours_and_back(find: Callable[[str], Path], tmp_path: Path, 
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_ours_is_the_same_model(find: Callable[[str], Path], tmp_path: Path, name: str) -> None:
-    convert.to_ours(find(name), given(name), tmp_path / "ours")
+    convert.to_ours(find(name), settings_for(name), tmp_path / "ours")
     model, config = build.load(tmp_path / "ours")
-    want, want_config = official.load(find(name), given(name))
-    assert config == want_config
-    same(dict(want.state_dict()), dict(model.state_dict()))
+    expected, expected_config = official.load(find(name), settings_for(name))
+    assert config == expected_config
+    same(dict(expected.state_dict()), dict(model.state_dict()))
 
 
 def test_converted_folders_give_the_official_numbers(find: Callable[[str], Path], tmp_path: Path) -> None:
-    convert.to_ours(find("multi"), given("multi"), tmp_path / "ours")
+    convert.to_ours(find("multi"), settings_for("multi"), tmp_path / "ours")
     check_run(build.load(tmp_path / "ours")[0], "f_multi_b1", BOTH)
     convert.to_official(tmp_path / "ours", tmp_path / "official")
-    check_run(official.load(tmp_path / "official", given("multi"))[0], "f_multi_b1", BOTH)
+    check_run(official.load(tmp_path / "official", settings_for("multi"))[0], "f_multi_b1", BOTH)
 
 
 def test_a_model_saved_as_official_equals_the_official_file(tmp_path: Path) -> None:

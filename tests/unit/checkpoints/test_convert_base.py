@@ -43,13 +43,13 @@ def tensors(folder: Path) -> dict[str, dict[str, Tensor]]:
 
 def assert_same(one: Path, other: Path) -> None:
     """Same files, same names in them, same bits; same settings and tokenizer."""
-    ours, theirs = tensors(one), tensors(other)
-    assert ours.keys() == theirs.keys()
+    ours, expected = tensors(one), tensors(other)
+    assert ours.keys() == expected.keys()
     for file, state in ours.items():
-        assert state.keys() == theirs[file].keys()
+        assert state.keys() == expected[file].keys()
         for name, x in state.items():
-            assert x.dtype == theirs[file][name].dtype
-            assert torch.equal(x.view(torch.uint8), theirs[file][name].view(torch.uint8)), name
+            assert x.dtype == expected[file][name].dtype
+            assert torch.equal(x.view(torch.uint8), expected[file][name].view(torch.uint8)), name
     for file in one.iterdir():
         if file.suffix in (".json", ".txt"):
             same = file.read_bytes() == (other / file.name).read_bytes()
@@ -98,9 +98,9 @@ def test_hub_base_there_and_back(tiny_setup: TinySetup, tmp_path: Path, tied: bo
     assert len(tensors(hub)) > 1
     lmms = convert(hub, tmp_path / "lmms", "lmms")
     merged = {name: x for state in tensors(lmms).values() for name, x in state.items()}
-    wanted = {name: x for state in tensors(source).values() for name, x in state.items()}
-    assert merged.keys() == wanted.keys()
-    assert all(torch.equal(merged[name], x) for name, x in wanted.items())
+    expected = {name: x for state in tensors(source).values() for name, x in state.items()}
+    assert merged.keys() == expected.keys()
+    assert all(torch.equal(merged[name], x) for name, x in expected.items())
     before, after = (json.loads((folder / "config.json").read_text()) for folder in (source, lmms))
     same = before.keys() - {"mm_newline_position", "bos_token_id", "eos_token_id"}
     assert {key: after[key] for key in same} == {key: before[key] for key in same}
@@ -113,9 +113,9 @@ def test_files_of_version_5_are_read(tiny_setup: TinySetup, tmp_path: Path) -> N
     base = llava_onevision.Base.load(str(tiny_setup.base), trim_vocabulary=False)
     base.hf.save_pretrained(tmp_path / "v5", save_original_format=False)
     lmms = convert(tmp_path / "v5", tmp_path / "lmms", "lmms")
-    wanted = load_file(tiny_setup.base / "model.safetensors")
-    assert all(torch.equal(x, wanted.pop(name)) for name, x in load_file(lmms / "model.safetensors").items())
-    assert not wanted
+    expected = load_file(tiny_setup.base / "model.safetensors")
+    assert all(torch.equal(x, expected.pop(name)) for name, x in load_file(lmms / "model.safetensors").items())
+    assert not expected
 
 
 def test_checkpoint_there_and_back_from_the_command_line(tmp_path: Path) -> None:

@@ -63,12 +63,12 @@ class Handler(BaseHTTPRequestHandler):
         return {**entry, "lfs": {"oid": self.server.sha256[name], "size": size, "pointerSize": 100}}
 
     def _send_range(self, data: bytes) -> None:
-        asked = self.headers["Range"]
+        requested = self.headers["Range"]
         if self.server.breaks_after is not None and len(self.server.ranges) >= self.server.breaks_after:
             self.send_error(404)
             return
-        self.server.ranges.append(asked)
-        first, last = map(int, asked.removeprefix("bytes=").split("-"))
+        self.server.ranges.append(requested)
+        first, last = map(int, requested.removeprefix("bytes=").split("-"))
         self._send(206, data[first : last + 1], "application/zip")
 
     def _send_json(self, content: object) -> None:
@@ -133,9 +133,9 @@ def test_the_folder_is_the_checkpoint(hub: Hub, tmp_path: Path) -> None:
         assert (out / file.name).read_bytes() == file.read_bytes()
     assert json.loads((out / download.SOURCE).read_text())["sha256"] == hub.sha256[f"{NAME}.zip"]
     assert left(tmp_path / "a") == ["ckpt"]
-    asked = len(hub.ranges)
+    requests = len(hub.ranges)
     assert main.main(["fetch", NAME, "--out", str(out)]) == 0
-    assert len(hub.ranges) == asked
+    assert len(hub.ranges) == requests
 
 
 def test_a_broken_download_goes_on_where_it_stopped(
@@ -149,7 +149,7 @@ def test_a_broken_download_goes_on_where_it_stopped(
     assert part.stat().st_size == 2 * (size // 4)
     hub.breaks_after = None
     assert main.main(["fetch", NAME, "--out", str(tmp_path / "ckpt")]) == 0
-    starts = [int(asked.removeprefix("bytes=").split("-")[0]) for asked in hub.ranges]
+    starts = [int(requested.removeprefix("bytes=").split("-")[0]) for requested in hub.ranges]
     assert starts == [i * (size // 4) for i in range(-(-size // (size // 4)))]
     assert left(tmp_path) == ["ckpt"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +37,8 @@ def answers(model: PatchedModel, batch: dict[str, Any]) -> Tensor:
     return model.generate(**batch, max_new_tokens=8, min_new_tokens=8)
 
 
-def under(batch: dict[str, Any], *names: str) -> dict[str, Any]:
-    """A batch whose first side-channel comes under these names."""
+def rename_side(batch: dict[str, Any], *names: str) -> dict[str, Any]:
+    """A batch with its first side-channel under these names instead."""
     return {**batch, "sides": dict.fromkeys(names, next(iter(batch["sides"].values())))}
 
 
@@ -50,30 +49,30 @@ def test_switching_gives_the_bits_of_fresh_loads(folders: dict[str, Path], dtype
     two, _ = build.load(folders["music"], settings)
     model, config = build.load(folders["audio"], settings)
     config = hot_swap.add(model, config, "music", folders["music"], settings)
-    asked, scored = (under(make_batch(first, model, left), "audio", "music") for left in (True, False))
-    bare = PatchedModel(llava_onevision.Base.load(config.base.path, LoadSettings(getattr(torch, dtype))), {}).eval()
-    wanted = {"audio": one, "music": two, "": bare}
-    assert len({str(answers(m, asked).tolist()) for m in wanted.values()}) == 3
+    prompts, scored = (rename_side(make_batch(first, model, left), "audio", "music") for left in (True, False))
+    base_only = PatchedModel(
+        llava_onevision.Base.load(config.base.path, LoadSettings(getattr(torch, dtype))), {}
+    ).eval()
+    expected = {"audio": one, "music": two, "": base_only}
+    assert len({str(answers(m, prompts).tolist()) for m in expected.values()}) == 3
     for name in ("audio", "music", "audio", "", "music"):
         model.set_patches({name: 1.0} if name else {})
-        assert torch.equal(answers(model, asked), answers(wanted[name], asked)), name
-        assert torch.equal(logits(model, scored), logits(wanted[name], scored)), name
+        assert torch.equal(answers(model, prompts), answers(expected[name], prompts)), name
+        assert torch.equal(logits(model, scored), logits(expected[name], scored)), name
 
 
-def test_switching_costs_less_than_50_ms(folders: dict[str, Path]) -> None:
+def test_switching_touches_no_tensor(folders: dict[str, Path]) -> None:
     model, config = build.load(folders["audio"])
     hot_swap.add(model, config, "music", folders["music"])
-    took = []
-    for name in ["audio", "music"] * 5:
-        start = time.process_time()  # of this process, however busy the machine is
+    before = {name: (x.data_ptr(), x._version) for name, x in model.named_parameters()}
+    for name in ("audio", "music"):
         model.set_patches({name: 1.0})
-        took.append(time.process_time() - start)
-    assert sorted(took)[5] < 0.05
+        assert {name: (x.data_ptr(), x._version) for name, x in model.named_parameters()} == before
 
 
 def test_patches_switched_off_are_not_computed(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    model, config = build.load(folders["both"])
-    batch = under(make_batch(config, model), "audio", "dense")
+    model, config = build.load(folders["two_patches"])
+    batch = rename_side(make_batch(config, model), "audio", "dense")
     model.set_patches({"dense": 1.0, "audio": 0.0})
     calls: list[str] = []
     for name, patch in model.patches.items():
@@ -83,8 +82,8 @@ def test_patches_switched_off_are_not_computed(folders: dict[str, Path], monkeyp
 
 
 def test_weights_scale_updates_and_lora(folders: dict[str, Path]) -> None:
-    model, config = build.load(folders["both"])
-    batch = under(make_batch(config, model), "audio", "dense")
+    model, config = build.load(folders["two_patches"])
+    batch = rename_side(make_batch(config, model), "audio", "dense")
     pixels, sides, seconds = batch["pixels"], batch["sides"], batch["frame_seconds"]
 
     def fused(weights: dict[str, float]) -> Tensor:
@@ -107,20 +106,20 @@ def test_weights_scale_updates_and_lora(folders: dict[str, Path]) -> None:
 
 
 def test_a_sample_without_one_of_two_channels(folders: dict[str, Path]) -> None:
-    model, config = build.load(folders["both"])
+    model, config = build.load(folders["two_patches"])
     data = QuestionDataset(config, model.base, "train", with_answers=True)
     first, second = data[0], data[4]
-    deaf = second._replace(sides={**second.sides, "audio": None})
-    both, half = (collate([first, other], 0) for other in (second, deaf))
+    without_audio = second._replace(sides={**second.sides, "audio": None})
+    both, half = (collate([first, other], 0) for other in (second, without_audio))
     with torch.no_grad():
         model.set_patches({"dense": 1.0})
         dense_only = model.fuse(both["pixels"], both["sides"], both["frame_seconds"])
         model.set_patches({"audio": 1.0, "dense": 1.0})
         mixed = model.fuse(half["pixels"], half["sides"], half["frame_seconds"])
-        whole = model.fuse(both["pixels"], both["sides"], both["frame_seconds"])
+        complete = model.fuse(both["pixels"], both["sides"], both["frame_seconds"])
     assert torch.equal(mixed[1], dense_only[1])
-    torch.testing.assert_close(mixed[0], whole[0])
-    assert not torch.equal(whole[1], dense_only[1])
+    torch.testing.assert_close(mixed[0], complete[0])
+    assert not torch.equal(complete[1], dense_only[1])
 
 
 def test_switching_within_a_conversation(folders: dict[str, Path]) -> None:
@@ -132,7 +131,7 @@ def test_switching_within_a_conversation(folders: dict[str, Path]) -> None:
     history: tuple[tuple[str, str], ...] = ()
     for name, question in (("audio", "Which sound is heard?"), ("music", "And now?"), ("audio", "Are you sure?")):
         turn = make_sample(config, model.base, question, clip, sample.sides, history)
-        batch = under(collate([turn], 0, left=True), "audio", "music")
+        batch = rename_side(collate([turn], 0, left=True), "audio", "music")
         del batch["labels"]
         model.set_patches({name: 1.0})
         new = answers(model, batch)
@@ -150,7 +149,7 @@ def test_add_and_remove(folders: dict[str, Path], tmp_path: Path) -> None:
     config = hot_swap.add(model, first, "music", folders["music"])
     assert torch.equal(torch.get_rng_state(), random)
     assert not any(module.training for module in model.modules())
-    config = hot_swap.add(model, config, "avsd", folders["both"])
+    config = hot_swap.add(model, config, "avsd", folders["two_patches"])
     assert list(model.patches) == list(config.sides) == ["audio", "music", "avsd_audio", "avsd_dense"]
     assert model.lora_patches == {"default": ["audio"], "music": ["music"], "avsd": ["avsd_audio", "avsd_dense"]}
     with pytest.raises(UserError, match=r"several LoRAs \(default, music, avsd\)"):
@@ -164,30 +163,33 @@ def test_add_and_remove(folders: dict[str, Path], tmp_path: Path) -> None:
     assert all(torch.equal(after[name], x) for name, x in before.items())
 
 
-def test_what_is_left_can_be_saved(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_the_remaining_patch_can_be_saved(folders: dict[str, Path], tmp_path: Path) -> None:
     model, config = build.load(folders["audio"])
     config = hot_swap.add(model, config, "music", folders["music"])
     config = hot_swap.remove(model, config, "audio")
     model.set_patches({"music": 0.5})
-    patch_folder.save(model, config, tmp_path / "left")
-    again, read = build.load(tmp_path / "left")
+    patch_folder.save(model, config, tmp_path / "rest")
+    again, read = build.load(tmp_path / "rest")
     assert (read.lora.r, read.lora.alpha, read.lora.dropout) == (4, 6, 0.1)
     assert read.sides["music"].weight == 0.5
-    batch = under(make_batch(config, model), "music")
+    batch = rename_side(make_batch(config, model), "music")
     assert torch.equal(logits(again, batch), logits(model, batch))
 
 
-@pytest.mark.parametrize(("start", "end"), [("audio", "both"), ("both", "bare"), ("bare", "music"), ("audio", "deaf")])
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [("audio", "two_patches"), ("two_patches", "patch_only"), ("patch_only", "music"), ("audio", "lora_only")],
+)
 def test_hotswap_gives_the_bits_of_a_fresh_load(folders: dict[str, Path], start: str, end: str) -> None:
-    fresh, wanted = build.load(folders[end])
+    fresh, expected = build.load(folders[end])
     model, config = build.load(folders[start])
     model.set_patches({})
     config = hot_swap.hotswap(model, config, folders[end])
-    assert config == wanted
-    batch = under(make_batch(side_like(config), model), *config.sides)
+    assert config == expected
+    batch = rename_side(make_batch(side_like(config), model), *config.sides)
     assert torch.equal(logits(model, batch), logits(fresh, batch))
-    mine, theirs = tensors(model), tensors(fresh)
-    emptied = {name.replace(".base_layer", "") for name in mine}
+    actual, theirs = tensors(model), tensors(fresh)
+    emptied = {name.replace(".base_layer", "") for name in actual}
     assert emptied == {name.replace(".base_layer", "") for name in theirs}
     assert not any(module.training for module in model.modules())
 

@@ -52,7 +52,7 @@ def test_an_error_changes_nothing(folders: dict[str, Path], tmp_path: Path, how:
     damage, message = BROKEN[how]
     shutil.copytree(folders["music"], tmp_path / "music")
     damage(tmp_path / "music")
-    model, config = build.load(folders["both"])
+    model, config = build.load(folders["two_patches"])
     model.set_patches({"audio": 0.5})
     before = tensors(model)
     for change in (
@@ -68,7 +68,7 @@ def test_an_error_changes_nothing(folders: dict[str, Path], tmp_path: Path, how:
 
 
 def test_wrong_names_and_weights(folders: dict[str, Path]) -> None:
-    model, config = build.load(folders["both"])
+    model, config = build.load(folders["two_patches"])
     for wrong, message in (({"audoi": 1.0}, "did you mean 'audio'"), ({"audio": float("inf")}, "finite number")):
         with pytest.raises(UserError, match=message):
             model.set_patches(wrong)
@@ -80,7 +80,7 @@ def test_wrong_names_and_weights(folders: dict[str, Path]) -> None:
         with pytest.raises(UserError, match="cannot name a patch"):
             hot_swap.add(model, config, name, folders["music"])
     with pytest.raises(UserError, match="has no patch to add"):
-        hot_swap.add(model, config, "more", folders["deaf"])
+        hot_swap.add(model, config, "more", folders["lora_only"])
     with pytest.raises(UserError, match=r"base\.frames is '4', this model's is '8'"):
         hot_swap.add(
             model, dataclasses.replace(config, base=dataclasses.replace(config.base, frames=8)), "m", folders["music"]

@@ -25,7 +25,7 @@ WIDTHS = {"0.5b": 896, "7b": 3584}
 LORA_SIZES = {"0.5b": 35_192_832, "7b": 161_480_704}
 
 
-class Release(NamedTuple):
+class Layout(NamedTuple):
     """What the published tables say."""
 
     size: str
@@ -39,25 +39,25 @@ class Release(NamedTuple):
 
 
 RELEASES = {
-    "pave_v5_1_3_lora_avsd_imagebind": Release("0.5b", ("audio",), 6_235_776),
-    "pave_5_1_3_lora_avsd_7B_imagebind": Release("7b", ("audio",), 8_996_352),
-    "pave_v5_1_3_lora_avsd_audio_and_dense_7B": Release("7b", ("dense", "audio"), 8_996_352, kind="ssmv5"),
-    "pave_v5_1_3_lora_avqa_imagebind": Release("0.5b", ("audio",), 6_235_776),
-    "pave_v5_1_3_lora_avqa_7B_imagebind": Release("7b", ("audio",), 8_996_352),
-    "pave_v5_1_3_lora_music_avqa_2epoch_imagebind_3layers": Release("0.5b", ("audio",), 8_073_344, depth=3),
-    "pave_v5_1_3_lora_music_avqa7B_2epoch_imagebind_3layers": Release("7b", ("audio",), 10_833_920, depth=3),
-    "pave_scanqa_v5_1_3_3d_lora": Release("0.5b", ("scene3d",), 6_235_776),
-    "pave_scanqa_v5_1_3_3d_lora_7B": Release("7b", ("scene3d",), 8_996_352),
-    "pave_sqa3d_v5_1_3_3d_lora_2epochs": Release("0.5b", ("scene3d",), 6_235_776),
-    "pave_sqa3d_v5_1_3_3d_lora_7B_2epoch": Release("7b", ("scene3d",), 8_996_352),
-    "pave_egoexo_v5_1_3_3d_lora_2epoch": Release("0.5b", ("exo",), 6_301_312, dim=1152, kind="ssmv5"),
-    "pave_egoexo_v5_1_3_3d_lora_7B_2epoch": Release("7b", ("exo",), 9_061_888, dim=1152, kind="ssmv5"),
-    "pave_v5_1_2_lora": Release("0.5b", ("dense",), 6_235_776, rope=True),
-    "pave_v5_1_3_lora_7B": Release("7b", ("dense",), 8_996_352),
+    "pave_v5_1_3_lora_avsd_imagebind": Layout("0.5b", ("audio",), 6_235_776),
+    "pave_5_1_3_lora_avsd_7B_imagebind": Layout("7b", ("audio",), 8_996_352),
+    "pave_v5_1_3_lora_avsd_audio_and_dense_7B": Layout("7b", ("dense", "audio"), 8_996_352, kind="ssmv5"),
+    "pave_v5_1_3_lora_avqa_imagebind": Layout("0.5b", ("audio",), 6_235_776),
+    "pave_v5_1_3_lora_avqa_7B_imagebind": Layout("7b", ("audio",), 8_996_352),
+    "pave_v5_1_3_lora_music_avqa_2epoch_imagebind_3layers": Layout("0.5b", ("audio",), 8_073_344, depth=3),
+    "pave_v5_1_3_lora_music_avqa7B_2epoch_imagebind_3layers": Layout("7b", ("audio",), 10_833_920, depth=3),
+    "pave_scanqa_v5_1_3_3d_lora": Layout("0.5b", ("scene3d",), 6_235_776),
+    "pave_scanqa_v5_1_3_3d_lora_7B": Layout("7b", ("scene3d",), 8_996_352),
+    "pave_sqa3d_v5_1_3_3d_lora_2epochs": Layout("0.5b", ("scene3d",), 6_235_776),
+    "pave_sqa3d_v5_1_3_3d_lora_7B_2epoch": Layout("7b", ("scene3d",), 8_996_352),
+    "pave_egoexo_v5_1_3_3d_lora_2epoch": Layout("0.5b", ("exo",), 6_301_312, dim=1152, kind="ssmv5"),
+    "pave_egoexo_v5_1_3_3d_lora_7B_2epoch": Layout("7b", ("exo",), 9_061_888, dim=1152, kind="ssmv5"),
+    "pave_v5_1_2_lora": Layout("0.5b", ("dense",), 6_235_776, rope=True),
+    "pave_v5_1_3_lora_7B": Layout("7b", ("dense",), 8_996_352),
 }
 
 
-def patch_shapes(release: Release) -> dict[str, list[int]]:
+def patch_shapes(release: Layout) -> dict[str, list[int]]:
     """The recorded layout, with this base's width for the 7B's and this side's for 1024."""
     layout = {name: list(shape) for name, shape in (DEEP if release.depth == 3 else SHALLOW).items()}
     layout["input_mapping.weight"][1] = release.dim
@@ -95,7 +95,7 @@ def write_hollow(shapes: dict[str, list[int]], file: Path) -> None:
         out.truncate(8 + len(text) + end)
 
 
-def make(release: Release, folder: Path) -> Path:
+def make(release: Layout, folder: Path) -> Path:
     """Random patches; LoRA of zeros. Nothing in the folder's name tells anything."""
     prefixes = ("temporal_aggregator", "temporal_aggregator2")[: len(release.sides)]
     state: dict[str, Tensor] = {}
@@ -123,8 +123,8 @@ def test_released_layout(name: str, tmp_path: Path) -> None:
     release = RELEASES[name]
     folder = make(release, tmp_path / "download")
     # Neither the sides' names nor rope stand in the weights or in config.json.
-    given = Config(sides={side: PatchConfig(rope=release.rope) for side in release.sides})
-    content = official.read_official(folder, given)
+    settings = Config(sides={side: PatchConfig(rope=release.rope) for side in release.sides})
+    content = official.read_official(folder, settings)
     assert content.config.base.path == f"lmms-lab/llava-onevision-qwen2-{release.size}-ov"
     assert content.config.lora == LoraConfig(64, 16, 0.05)
     assert tuple(content.config.sides) == release.sides

@@ -93,8 +93,8 @@ def test_gradients() -> None:
     without = {name for name, grad in ours.items() if grad is None}
     assert without == set(SUMMARY["facts"]["params_without_grad"])
     assert ours.keys() - without == data.keys()
-    for name, want in data.items():
-        assert (ours[name] - want).norm() < 1e-3 * want.norm(), name
+    for name, expected in data.items():
+        assert (ours[name] - expected).norm() < 1e-3 * expected.norm(), name
 
 
 def test_merged_and_saved_layouts() -> None:
@@ -143,8 +143,8 @@ def test_generation_token_by_token(q: str) -> None:
         ("24tokens", {"max_new_tokens": 24}, sides),
         ("video_only", {"max_new_tokens": 12}, {}),
     ):
-        want = stored[f"{q}_fp32_{tag}"]["tokens"][1:]
-        assert generate(patched(), stored[f"{q}_ids"], side, **options) == want, tag
+        expected = stored[f"{q}_fp32_{tag}"]["tokens"][1:]
+        assert generate(patched(), stored[f"{q}_ids"], side, **options) == expected, tag
 
 
 def test_half_precision_generation() -> None:
@@ -172,13 +172,13 @@ def test_half_precision_embeddings_and_logits() -> None:
 
 def test_trained_checkpoint_answers_by_ear() -> None:
     model = fresh("tiny_pave_v5_1_3_lora_trained")
-    for key, want in SUMMARY["d_trained"]["generate"].items():
+    for key, expected in SUMMARY["d_trained"]["generate"].items():
         video, sound, question = key.split("|")
         encoded = model.base.chat(question)
-        assert encoded.ids == want["ids"]
+        assert encoded.ids == expected["ids"]
         new = generate(model, encoded.ids, audio(f"audio/{sound}"), video[-1], max_new_tokens=20)
-        assert new == want["tokens"][1:], key
-        assert model.base.tokenizer.decode(new, skip_special_tokens=True) == want["text"]
+        assert new == expected["tokens"][1:], key
+        assert model.base.tokenizer.decode(new, skip_special_tokens=True) == expected["text"]
 
 
 def test_left_padded_batch_generates_as_alone() -> None:

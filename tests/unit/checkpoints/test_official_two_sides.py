@@ -44,13 +44,13 @@ def test_one_channel_missing(model: PatchedModel, side: str) -> None:
         assert SUMMARY[name]["loss"] == SUMMARY["f_multi_no_feats"]["loss"]
     batch = inputs(model, "f_multi_b1")
     with torch.no_grad():
-        bare, one, both = (
+        base_only, one, both = (
             model.splice(batch["ids"], batch["pixels"], sides) for sides in ({}, {side: BOTH[side]}, BOTH)
         )
         (other,) = BOTH.keys() - {side}
         rest = model.splice(batch["ids"], batch["pixels"], {other: BOTH[other]})
-    assert not torch.equal(one, bare)
-    assert_close(one + rest - bare, both, atol=1e-5, rtol=0)
+    assert not torch.equal(one, base_only)
+    assert_close(one + rest - base_only, both, atol=1e-5, rtol=0)
 
 
 def test_the_first_alone_is_the_official_single_channel_model(model: PatchedModel) -> None:
@@ -69,31 +69,31 @@ def test_gradients(model: PatchedModel) -> None:
         **audio("audio/vid_a", "audio/vid_b"),
     }
     model(**inputs(model, "c_batch2", "ab"), sides=sides)["loss"].backward()
-    prefix, got = "base_model.model.model.", {}
+    prefix, actual = "base_model.model.model.", {}
     for name, parameter in model.named_parameters():
         if name.startswith("patches.audio."):
             released = official.patch_name(name.removeprefix("patches.audio."))
-            got[f"{prefix}temporal_aggregator2.{released}"] = parameter.grad
+            actual[f"{prefix}temporal_aggregator2.{released}"] = parameter.grad
         elif parameter.requires_grad:
-            got[prefix + name.removeprefix("base.hf.model.language_model.")] = parameter.grad
+            actual[prefix + name.removeprefix("base.hf.model.language_model.")] = parameter.grad
         else:
             assert parameter.grad is None, name
     norms = SUMMARY["f_multi_grads"]
-    assert got.keys() == norms.keys()
-    assert {name for name, grad in got.items() if grad is None} == {name for name, n in norms.items() if n is None}
-    for name, want in norms.items():
-        if want is not None:
-            assert got[name].norm().item() == pytest.approx(want, rel=1e-3), name
+    assert actual.keys() == norms.keys()
+    assert {name for name, grad in actual.items() if grad is None} == {name for name, n in norms.items() if n is None}
+    for name, expected in norms.items():
+        if expected is not None:
+            assert actual[name].norm().item() == pytest.approx(expected, rel=1e-3), name
     for name, stored in arrays("f_multi_grads").items():
-        assert (got[name] - stored).norm() < 1e-3 * stored.norm(), name
+        assert (actual[name] - stored).norm() < 1e-3 * stored.norm(), name
 
 
 def test_generation_token_by_token(model: PatchedModel) -> None:
     lora.merge(model.base.hf)
-    for question, want in SUMMARY["f_multi_generate"].items():
+    for question, expected in SUMMARY["f_multi_generate"].items():
         encoded = model.base.chat(question)
-        assert encoded.ids == want["ids"]
-        assert generate(model, encoded.ids, BOTH, max_new_tokens=12) == want["tokens"][1:], question
+        assert encoded.ids == expected["ids"]
+        assert generate(model, encoded.ids, BOTH, max_new_tokens=12) == expected["tokens"][1:], question
 
 
 @pytest.mark.parametrize("sides", [{}, {"audio": PatchConfig()}, {**SIDES, "exo": PatchConfig()}])
@@ -103,8 +103,8 @@ def test_the_sides_must_be_named_in_order(folder: Path, sides: dict[str, Any]) -
 
 
 def test_each_side_keeps_what_is_given_for_it(folder: Path) -> None:
-    given = {"dense": PatchConfig(features="a"), "audio": PatchConfig(features="b")}
-    config = official.read_official(folder, Config(base=CONFIG, sides=given)).config
+    settings = {"dense": PatchConfig(features="a"), "audio": PatchConfig(features="b")}
+    config = official.read_official(folder, Config(base=CONFIG, sides=settings)).config
     assert list(config.sides) == ["dense", "audio"]
     assert [side.features for side in config.sides.values()] == ["a", "b"]
     assert [(side.side_dim, side.hidden_dim, side.num_layers) for side in config.sides.values()] == [(32, 64, 2)] * 2

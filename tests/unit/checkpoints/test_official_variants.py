@@ -50,10 +50,10 @@ def patch_state(folder: Path) -> dict[str, Tensor]:
 def same_weights(folder: Path, dtype: torch.dtype = torch.float32) -> None:
     """A folder gives the weights of the untouched one, rounded to `dtype`."""
     model, plain = official.load(folder, GIVEN)[0], fresh()
-    for name, want in lora.state(plain.base.hf).items():
-        assert torch.equal(lora.state(model.base.hf)[name], want.to(dtype).float()), name
-    for name, want in plain.patches.state_dict().items():
-        assert torch.equal(model.patches.state_dict()[name], want), name
+    for name, expected in lora.state(plain.base.hf).items():
+        assert torch.equal(lora.state(model.base.hf)[name], expected.to(dtype).float()), name
+    for name, expected in plain.patches.state_dict().items():
+        assert torch.equal(model.patches.state_dict()[name], expected), name
 
 
 @pytest.mark.parametrize("fields", [{"temporal_aggregator_type": "ssmv5"}, {"model_type": "vidit_qwen2"}, {"new": [1]}])

@@ -1,4 +1,4 @@
-"""A folder that version 0.1 wrote (tests/fixtures/sideworld_audio): old setting names are read from it, nowhere else."""
+"""A folder of version 0.1 (tests/fixtures/sideworld_audio): old setting names are read from it, nowhere else."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def test_no_loader_runs_what_only_the_folder_names(
     folder = change(plain, tmp_path / "final", setting)
     model, own = build.load(plain)
     loaded = api.Pave(model, own)
-    said = rf"final: names the plugin '{NAMED[setting][2]}' \('{setting}'\), .* --trust-plugins .*trust_plugins=True"
+    message = rf"final: names the plugin '{NAMED[setting][2]}' \('{setting}'\), .* --trust-plugins .*trust_plugins=True"
     loaders: list[Callable[[], object]] = [
         lambda: Pave.from_pretrained(folder, device="cpu"),
         lambda: build.load(folder),
@@ -85,7 +85,7 @@ def test_no_loader_runs_what_only_the_folder_names(
         lambda: convert.to_official(folder, tmp_path / "official"),
     ]
     for load in loaders:
-        with pytest.raises(UserError, match=said.replace("final", r"final(/pave\.yaml)?")) as caught:
+        with pytest.raises(UserError, match=message.replace("final", r"final(/pave\.yaml)?")) as caught:
             load()
         assert "\n" not in str(caught.value)
     video = str(tiny_setup.data / "videos/test_00000.mp4")

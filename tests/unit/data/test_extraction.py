@@ -1,4 +1,4 @@
-"""Extraction to a store: what is kept, named, refused and made again, however and wherever it is stopped."""
+"""Extraction to a store: one file an item, resumed, refused and split into parts."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_one_file_an_item_that_says_where_it_came_from(sounds: Path, tmp_path: P
     assert audio.SideChannel().load(tmp_path / "out/more/d.safetensors").x.dtype == torch.float32
 
 
-def test_what_is_there_is_kept_and_what_changed_is_made_again(sounds: Path, tmp_path: Path) -> None:
+def test_finished_files_are_kept_and_changed_sources_extracted_again(sounds: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(sounds, out)
     before = files(out)
@@ -82,9 +82,12 @@ def test_a_store_holds_features_of_one_kind(sounds: Path, tmp_path: Path) -> Non
         run(sounds, tmp_path / "out", dtype="float32")
     with pytest.raises(UserError, match="inplace_maen=true: unknown key 'inplace_maen'; did you mean 'inplace_mean'"):
         run(sounds, tmp_path / "other", "inplace_maen=true")
+    (tmp_path / "out/store.json").write_text('{"side": "audio"}')
+    with pytest.raises(UserError, match=r"store\.json: has no 'extractor'; expected the manifest of a store"):
+        run(sounds, tmp_path / "out")
 
 
-def test_parts_of_several_processes_are_the_whole(sounds: Path, tmp_path: Path) -> None:
+def test_parts_of_several_processes_make_all_files(sounds: Path, tmp_path: Path) -> None:
     run(sounds, tmp_path / "whole")
     assert [run(sounds, tmp_path / "parts", part=(i, 3)) for i in range(3)] == [2, 2, 1]
     assert files(tmp_path / "parts") == files(tmp_path / "whole")
@@ -145,27 +148,27 @@ def read(item: MediaItem) -> int:
     return ord(item.name)
 
 
-def test_no_file_takes_the_run_down() -> None:
-    got = {item.name: value for item, value in read_all(read, LIST, workers=2, seconds=2)}
-    assert list(got) == [item.name for item in LIST]
-    assert [got[name] for name in "abc"] == [97, 98, 99]
-    assert "slow: reading took over 2 s" in str(got["slow"])
-    assert "dies: reading it ended the process" in str(got["dies"])
-    assert str(got["bad"]) == "bad: cannot be read"
-    assert all(isinstance(got[name], UserError) for name in ("slow", "dies", "bad"))
+def test_no_file_ends_the_run() -> None:
+    results = {item.name: value for item, value in read_all(read, LIST, workers=2, seconds=2)}
+    assert list(results) == [item.name for item in LIST]
+    assert [results[name] for name in "abc"] == [97, 98, 99]
+    assert "slow: reading took over 2 s" in str(results["slow"])
+    assert "dies: reading it ended the process" in str(results["dies"])
+    assert str(results["bad"]) == "bad: cannot be read"
+    assert all(isinstance(results[name], UserError) for name in ("slow", "dies", "bad"))
 
 
-def test_killed_and_gone_on(tmp_path: Path) -> None:
-    check_killed(tmp_path, clips=12, each=4)
+def test_a_killed_run_is_resumed(tmp_path: Path) -> None:
+    check_killed(tmp_path, clips=12, files_per_run=4)
 
 
 @pytest.mark.slow
 def test_a_thousand_clips_killed_every_few_seconds(tmp_path: Path) -> None:
-    check_killed(tmp_path, clips=1000, each=120)
+    check_killed(tmp_path, clips=1000, files_per_run=120)
 
 
-def check_killed(folder: Path, clips: int, each: int) -> None:
-    """SIGKILL whenever so many more are there, until it is done: byte for byte the result of an undisturbed run."""
+def check_killed(folder: Path, clips: int, files_per_run: int) -> None:
+    """SIGKILL after so many new files, until it is done: byte for byte the result of an undisturbed run."""
     for i in range(clips):
         path = folder / f"videos/{i:04d}.wav"
         path.parent.mkdir(exist_ok=True)
@@ -176,9 +179,9 @@ def check_killed(folder: Path, clips: int, each: int) -> None:
     command += ["--videos", str(folder / "list.txt"), "--out", str(out)]
     kills = 0
     while True:
-        there = len([*out.rglob("*.safetensors")])
+        count = len([*out.rglob("*.safetensors")])
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
-        while process.poll() is None and len([*out.rglob("*.safetensors")]) < there + each:
+        while process.poll() is None and len([*out.rglob("*.safetensors")]) < count + files_per_run:
             time.sleep(0.01)
         if process.poll() is not None:
             break
@@ -187,17 +190,17 @@ def check_killed(folder: Path, clips: int, each: int) -> None:
         kills += 1
     assert process.returncode == 0
     assert kills > 1
-    assert run(folder / "list.txt", folder / "whole") == clips
-    assert files(out) == files(folder / "whole")
+    assert run(folder / "list.txt", folder / "undisturbed") == clips
+    assert files(out) == files(folder / "undisturbed")
 
 
 def test_torchrun_and_a_slurm_array_do_their_parts(sounds: Path, tmp_path: Path) -> None:
-    """One process a part, as the launchers start them; the doctor finds the parts to be the whole."""
+    """One process a part, as the launchers start them; the doctor finds nothing missing."""
     run(sounds, tmp_path / "whole")
-    place = {**os.environ, "SLURM_SUBMIT_DIR": str(ROOT), "DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "SLURM_SUBMIT_DIR": str(ROOT), "DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
     script = ["bash", str(ROOT / "scripts/slurm/extract.sbatch"), "audio", str(sounds), str(tmp_path / "array"), TOWER]
     array = {"SLURM_ARRAY_TASK_MIN": "0", "SLURM_ARRAY_TASK_COUNT": "2"}
-    jobs = [subprocess.Popen(script, env={**place, **array, "SLURM_ARRAY_TASK_ID": str(i)}) for i in range(2)]
+    jobs = [subprocess.Popen(script, env={**environment, **array, "SLURM_ARRAY_TASK_ID": str(i)}) for i in range(2)]
     assert [job.wait() for job in jobs] == [0, 0]
     assert files(tmp_path / "array") == files(tmp_path / "whole")
     report = checks.check_store(tmp_path / "array", source=sounds)

@@ -1,4 +1,4 @@
-"""Stored video tokens stand in for the videos, bit for bit, and spare decoding them."""
+"""Stored video tokens replace the videos, bit for bit, and spare decoding them."""
 
 from __future__ import annotations
 
@@ -39,23 +39,23 @@ def test_the_same_answers_without_the_videos(
     for patch in model.patches.values():
         torch.nn.init.normal_(patch.out_norm.weight)
     plain = dataclasses.replace(stored, data=dataclasses.replace(stored.data, video_tokens=""))
-    seen = QuestionDataset(plain, model.base, "test", True)
-    samples = [seen[i] for i in range(3)]
+    questions = QuestionDataset(plain, model.base, "test", True)
+    samples = [questions[i] for i in range(3)]
     monkeypatch.setattr(video, "read_clip", None)
-    remembered = QuestionDataset(stored, model.base, "test", True)
-    again = [remembered[i] for i in range(3)]
-    assert again[0].pixels is not None
-    assert again[0].pixels.ndim == 3
+    stored_questions = QuestionDataset(stored, model.base, "test", True)
+    stored_samples = [stored_questions[i] for i in range(3)]
+    assert stored_samples[0].pixels is not None
+    assert stored_samples[0].pixels.ndim == 3
     with torch.no_grad():
-        losses = [model(**collate(batch, 0))["loss"] for batch in (samples, again)]
+        losses = [model(**collate(batch, 0))["loss"] for batch in (samples, stored_samples)]
     assert losses[0] == losses[1]
 
 
 def test_tokens_of_other_frames_are_refused(stored: Config) -> None:
     base = build.create(stored).base
-    more = dataclasses.replace(stored, base=dataclasses.replace(stored.base, frames=stored.base.frames + 1))
+    other_frames = dataclasses.replace(stored, base=dataclasses.replace(stored.base, frames=stored.base.frames + 1))
     with pytest.raises(UserError, match=r"made of \d+ frames, base\.frames is \d+; extract it again"):
-        QuestionDataset(more, base, "test", True)[0]
+        QuestionDataset(other_frames, base, "test", True)[0]
 
 
 def test_missing_tokens_say_what_to_run(stored: Config, tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ class Step(NamedTuple):
 
     model: PatchedModel
     loss: torch.Tensor
-    seen: VideoTokens
+    tokens: VideoTokens
     forward: Counter[torch.nn.Module]
     """How often each module of the tower ran until there was a loss."""
     later: Counter[torch.nn.Module]
@@ -114,14 +114,14 @@ def step(name: str, folder: Path, learn: list[str], checkpointing: bool) -> Step
     for tower in outermost_modules(model.base, "vision tower"):
         for module in tower.modules():
             module.register_forward_hook(lambda module, *_: calls.update([module]))
-    encode, seen = model.base.encode, []
-    model.base.encode = lambda *inputs: seen.append(encode(*inputs)) or seen[-1]
+    encode, encoded = model.base.encode, []
+    model.base.encode = lambda *inputs: encoded.append(encode(*inputs)) or encoded[-1]
     clip = Clip(np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), np.uint8), np.arange(8) / 2)
     sides = {"audio": SideTokens(torch.randn(9, 1, 12, generator=torch.Generator().manual_seed(0)))}
     loss = model(**collate([make_sample(config, model.base, "what?", clip, sides, answer="a dog")], 0))["loss"]
     forward = calls.copy()
     loss.backward()
-    return Step(model, loss.detach(), seen[0], forward, calls - forward)
+    return Step(model, loss.detach(), encoded[0], forward, calls - forward)
 
 
 def gradients(model: PatchedModel) -> dict[str, torch.Tensor]:
@@ -130,29 +130,29 @@ def gradients(model: PatchedModel) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", MAKE)
-def test_a_tower_that_rests_runs_once_and_never_backwards(name: str, tmp_path: Path) -> None:
+def test_a_tower_that_is_frozen_runs_once_and_never_backwards(name: str, tmp_path: Path) -> None:
     folder = MAKE[name](tmp_path)
-    got, want = (step(name, folder, [], checkpointing) for checkpointing in (True, False))
-    assert got.forward
-    assert not got.later
-    assert not got.seen.query.requires_grad
-    assert not got.seen.embeds.requires_grad
-    assert torch.equal(got.loss, want.loss)
-    grads = gradients(got.model)
+    actual, expected = (step(name, folder, [], checkpointing) for checkpointing in (True, False))
+    assert actual.forward
+    assert not actual.later
+    assert not actual.tokens.query.requires_grad
+    assert not actual.tokens.embeds.requires_grad
+    assert torch.equal(actual.loss, expected.loss)
+    grads = gradients(actual.model)
     assert {trainable.part_of(n) for n in grads} == {"patch audio", "LoRA"}
     assert any(x.abs().max() > 0 for n, x in grads.items() if n.startswith("patches"))
-    torch.testing.assert_close(grads, gradients(want.model))
+    torch.testing.assert_close(grads, gradients(expected.model))
 
 
 @pytest.mark.parametrize("learn", [["projector"], ["tower", "projector"]], ids="+".join)
-def test_only_what_is_below_all_that_learns_rests(learn: list[str], tmp_path: Path) -> None:
+def test_only_a_tower_below_all_that_trains_skips_autograd(learn: list[str], tmp_path: Path) -> None:
     folder = make_base(tmp_path)
-    got, want = (step("llava_onevision", folder, learn, checkpointing) for checkpointing in (True, False))
-    assert bool(got.later) == got.seen.query.requires_grad == ("tower" in learn)
-    assert got.seen.embeds.requires_grad
-    grads = gradients(got.model)
+    actual, expected = (step("llava_onevision", folder, learn, checkpointing) for checkpointing in (True, False))
+    assert bool(actual.later) == actual.tokens.query.requires_grad == ("tower" in learn)
+    assert actual.tokens.embeds.requires_grad
+    grads = gradients(actual.model)
     assert {trainable.setting_of(n) or trainable.part_of(n) for n in grads} == {"patch audio", "LoRA", *learn}
-    torch.testing.assert_close(grads, gradients(want.model))
+    torch.testing.assert_close(grads, gradients(expected.model))
     assert torch.is_grad_enabled()
 
 
@@ -178,8 +178,8 @@ def test_a_resumed_run_repeats_the_unbroken_one(tiny_setup: TinySetup, tmp_path:
             file.unlink()
         (tmp_path / "again" / later).rmdir()
     train.main(config, tmp_path / "again", resume=True)
-    whole, again = (load_file(tmp_path / f / "final" / trainable.BASE_FILE) for f in ("whole", "again"))
-    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    complete, again = (load_file(tmp_path / f / "final" / trainable.BASE_FILE) for f in ("whole", "again"))
+    assert all(torch.equal(complete[name], again[name]) for name in complete)
 
 
 def test_lora_and_projector_learn_together(tiny_setup: TinySetup) -> None:

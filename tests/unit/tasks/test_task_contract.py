@@ -122,7 +122,7 @@ def test_every_split_loads(name: str, split: str, written: Path) -> None:
 def test_no_such_split_or_file(name: str, tmp_path: Path) -> None:
     task = get_task(name)
     split = task.splits[0]
-    with pytest.raises(UserError, match=f"{name} has no split '{split}n'; did you mean '{split}'"):
+    with pytest.raises(UserError, match=f"{name} has no split named '{split}n'; did you mean '{split}'"):
         task.load(f"{split}n", FIXTURES / name)
     with pytest.raises(UserError, match=r"\.(jsonl?|parquet): (no such annotation file|not found)"):
         task.load(split, tmp_path)

@@ -132,10 +132,10 @@ def test_neighborhoods_in_closed_form(
     patch = make(neighborhood=kind, window_reach=reach, **VARIANTS[variant])
     query, x = inputs(per_step)
     with torch.no_grad():
-        want = torch.stack([naive(patch, b, query[b], x[b, :steps]) for b, steps in enumerate(STEPS)])
+        expected = torch.stack([naive(patch, b, query[b], x[b, :steps]) for b, steps in enumerate(STEPS)])
     out = run(patch, query, x)
-    assert_close(out, want, atol=1e-6 if patch.rope else 1e-11, rtol=0)
-    assert (run(patch.bfloat16(), query, x).double() - want).abs().mean() < 0.03
+    assert_close(out, expected, atol=1e-6 if patch.rope else 1e-11, rtol=0)
+    assert (run(patch.bfloat16(), query, x).double() - expected).abs().mean() < 0.03
 
 
 @pytest.mark.parametrize(("kind", "reach"), NEIGHBORHOODS)
@@ -202,11 +202,11 @@ def test_maps_and_flat_tokens_are_the_same() -> None:
 
 def test_autocast_agrees() -> None:
     patch, (query, x) = make(torch.float32), inputs(1, torch.float32)
-    want = run(patch, query, x)
+    expected = run(patch, query, x)
     with torch.autocast("cpu", torch.bfloat16):
-        got = outcome(patch, query, x)
-    assert (got["out"] - want).abs().mean() < 0.02
-    assert all(t.isfinite().all() for t in got.values())
+        actual = outcome(patch, query, x)
+    assert (actual["out"] - expected).abs().mean() < 0.02
+    assert all(t.isfinite().all() for t in actual.values())
 
 
 def test_gradients_are_exact() -> None:

@@ -46,8 +46,8 @@ def test_equals_the_official_module(name: str) -> None:
     grads["x"], query_grad = leaves["x"].grad, data["query leaf"].grad
     grads["slow_feats/0"] = query_grad[0]
     for key in (k for k in data if k.startswith("grad/")):
-        got, want = grads[key.removeprefix("grad/")], data[key]
-        assert (got - want).abs().max() <= 2e-5 * want.abs().max() + 1e-9, key
+        actual, expected = grads[key.removeprefix("grad/")], data[key]
+        assert (actual - expected).abs().max() <= 2e-5 * expected.abs().max() + 1e-9, key
     unused = {patch_name(n) for n, p in patch.named_parameters() if p.grad is None}
     assert unused == set(spec["grad"]["params_without_grad"])
 

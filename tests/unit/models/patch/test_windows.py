@@ -27,8 +27,8 @@ def test_stretched_lengths() -> None:
     short = {(e["T"], e["chunk_num"]): e["out"] for e in LENGTHS["upsample_exceptions"]}
     assert len(short) > 300
     for to in range(1, 129):
-        got = windows.stretched_length(range(1, to + 1), to)
-        assert got == [short.get((steps, to), to) for steps in range(1, to + 1)]
+        actual = windows.stretched_length(range(1, to + 1), to)
+        assert actual == [short.get((steps, to), to) for steps in range(1, to + 1)]
     assert windows.stretched_length([33, 500], 32) == [33, 500]
 
 
@@ -42,9 +42,9 @@ def gathered(plan: windows.Windows, x: Tensor, rows: slice = slice(None)) -> Ten
 def test_stretching(name: str) -> None:
     steps, frames = map(int, name.split("_"))
     x = STRETCH[f"{name}/x"][0].permute(1, 2, 3, 0).flatten(1, 2)  # [1,C,T,H,W] -> [T,P,C]
-    want = STRETCH[f"{name}/y"][0].permute(1, 2, 3, 0).flatten(1, 2)
-    got = gathered(windows.chunks([steps], frames), x)[: len(want)]
-    assert_close(got, want, atol=1e-6, rtol=0)
+    expected = STRETCH[f"{name}/y"][0].permute(1, 2, 3, 0).flatten(1, 2)
+    actual = gathered(windows.chunks([steps], frames), x)[: len(expected)]
+    assert_close(actual, expected, atol=1e-6, rtol=0)
 
 
 def test_windows_in_order_are_a_view() -> None:
@@ -61,12 +61,12 @@ def test_windows_in_order_are_a_view() -> None:
 def test_portions_equal_the_whole() -> None:
     x = torch.randn(3 + 21 + 40, 2, 5)
     plan = windows.chunks([3, 21, 40], 8)
-    whole, mask = gathered(plan, x), windows.WindowGather(plan, slice(None), 2, x).mask
+    complete, mask = gathered(plan, x), windows.WindowGather(plan, slice(None), 2, x).mask
     assert mask is not None
     for i in range(0, 24, 5):
         part = gathered(plan, x, slice(i, i + 5))
-        seen = mask[i : i + 5, : part.shape[1]]
-        assert_close(part[seen], whole[i : i + 5][mask[i : i + 5]])
+        visible = mask[i : i + 5, : part.shape[1]]
+        assert_close(part[visible], complete[i : i + 5][mask[i : i + 5]])
 
 
 def test_centered_by_hand() -> None:
