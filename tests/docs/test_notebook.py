@@ -19,7 +19,7 @@ PROOF = """
 assert same and not update.any()
 assert {*hear} == {*see} == {"fresh patch", "trained", "trained, side-channel of another clip"}
 assert {*answers} == {"audio", "behind", "audio and behind", "the base alone"}
-assert (found.views["audio"].attention.seen.sum(1) == 3).any()
+assert (found.views["audio"].attention.in_window.sum(1) == 3).any()
 """
 
 

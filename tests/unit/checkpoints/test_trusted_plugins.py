@@ -175,6 +175,6 @@ def test_what_ships() -> None:
     for kind in ("bases", "sides", "tasks"):
         for name in registry.names(kind):
             assert registry.is_shipped(kind, name)
-            assert registry.is_shipped(kind, f"pave.{kind}.{name}")
+            assert registry.is_shipped(kind, f"{registry.PACKAGES[kind]}.{name}")
     for name in ("payload.code", "pave.sides._frame_features", "pave.sides.audio.code", ".audio", "os.path"):
         assert not registry.is_shipped("sides", name), name
