@@ -20,9 +20,10 @@ SECTIONS = {
 HEAD = """# Settings
 
 Every setting of a config, written by `python scripts/write_settings_page.py` from
-[pave/config.py](../../pave/config.py). A config is YAML, as those in [configs/](../../configs/); `key=value` on the command line
-goes before it, and it goes before the defaults below. `train` holds the arguments of `transformers.TrainingArguments` under their
-own names; the published recipe in `pave/training/recipe.py` is their default.
+[pave/config.py](../../pave/config.py). A config is YAML, as those in [configs/](../../configs/); `key=value` on the
+command line goes before it, and it goes before the defaults below. `train` holds the arguments of
+`transformers.TrainingArguments` under their own names; the published recipe in `pave/training/recipe.py` is their
+default.
 """
 
 

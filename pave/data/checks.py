@@ -110,6 +110,7 @@ def _index_row(file: Path, out: Path, side: SideChannel) -> dict[str, Any]:
             origin = asdict(feature_files.read_meta(file))
             for key in ("extractor", "options", "weights", "source", "source_bytes", "source_sha256"):
                 row[key] = origin[key]
+
         feature_files.check_tokens(tokens, file, tokens.x.shape[-1])
         problem = side.suspicion(tokens.x)
     except UserError as error:

@@ -67,6 +67,7 @@ def expand_video_tokens(
     Returns ids and labels, cut at `max_length`.
     """
     visual_ids = [VIDEO_TOKEN_ID] * visual if isinstance(visual, int) else visual
+
     expanded_ids: list[int] = []
     expanded_labels: list[int] = []
     for token, label in zip(ids, labels):

@@ -149,7 +149,7 @@ def side_to_extract(name: str) -> SideChannel:
 
 
 def list_items(side: SideChannel, source: Path) -> list[MediaItem]:
-    """List what a side extracts from a folder or list, by name. Raises UserError: nothing, or one name for two files."""
+    """List what a side extracts from a folder or list, by name. Raises UserError: nothing, or one name twice."""
     if source.is_file():
         items = _read_list(source)
     elif source.is_dir():

@@ -34,6 +34,7 @@ def parse(texts: Sequence[str], sides: Collection[str]) -> dict[str, Perturbatio
         name, separator, value = text.partition("=")
         if not separator:
             raise UserError(f"--perturb {text}: expected NAME=KIND, for example audio=drop")
+
         if name not in sides:
             hint = nearest(name, sides) if sides else "there are none"
             raise UserError(f"--perturb {text}: this model is fed no side-channel '{name}'; {hint}")

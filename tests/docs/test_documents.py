@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -63,6 +64,11 @@ def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(answers) == 2
 
 
+def test_the_page_of_settings_is_that_of_the_code() -> None:
+    command = [sys.executable, "-c", "import write_settings_page as w; assert w.PAGE.read_text() == w.page()"]
+    subprocess.run(command, cwd=ROOT / "scripts", check=True)
+
+
 def test_quirks_are_listed() -> None:
     quirks = (ROOT / "doc/reference/quirks.md").read_text()
     for file in (ROOT / "pave").rglob("*.py"):
@@ -99,7 +105,8 @@ def test_the_examples_of_a_side_a_task_and_a_base_work_together(
     (tmp_path / "run.yaml").write_text(
         f"base: {{name: peek, path: {tmp_path}/base, newline: no_token, frames: 4, dtype: float32}}\n"
         "sides:\n"
-        f"  spectrum: {{side_dim: 8, hidden_dim: 16, side_hidden_dim: 16, features: features, encoder: {tmp_path}/bank.safetensors}}\n"
+        f"  spectrum: {{side_dim: 8, hidden_dim: 16, side_hidden_dim: 16,"
+        f" features: features, encoder: {tmp_path}/bank.safetensors}}\n"
         f"lora: {{r: 4, alpha: 4}}\ndata: {{task: barking, root: {data}}}\n"
         "train: {max_steps: 2, per_device_train_batch_size: 2, gradient_accumulation_steps: 1, save_steps: 2,"
         " dataloader_num_workers: 0, report_to: none}\n"

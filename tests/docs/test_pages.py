@@ -232,3 +232,15 @@ def test_the_page_about_the_card_names_its_fields() -> None:
     assert set(re.findall(r"TODO: [^`]*", page)) == {*model_card.TODO.values(), "TODO: name the licence of your own."}
     for heading in re.findall(r"^## (.+)$", model_card.CARD, re.M):
         assert f"| {heading}" in page, heading
+
+
+def test_the_walks_through_the_code_are_true() -> None:
+    """Every file and every name of the three walks exists."""
+    text = (DOC / "reference/architecture.md").read_text()
+    steps = re.findall(r"^\d\. `([\w/]+\.py)`(.*)$", text, re.M)
+    assert len(steps) == 24
+    for file, rest in steps:
+        source = (ROOT / "pave" / file.replace("NAME", "audio" if file.startswith("sides") else "avqa")).read_text()
+        for name in re.findall(r"`([\w.]+)`", rest.split(":")[0]):
+            for part in name.split("."):
+                assert re.search(rf"\b(def|class) {part}\b", source), (file, name)
