@@ -115,6 +115,7 @@ def check_tokens(tokens: SideTokens, path: Path, dim: int) -> None:
         raise UserError(f"{path}: tokens of shape {shape}, expected (steps, tokens, width); extract it again")
     if not tokens.x.numel():
         raise UserError(f"{path}: tokens of shape {shape} are empty; extract it again or leave the video out")
+
     if shape[2] != dim:
         raise UserError(
             f"{path}: tokens of width {shape[2]}, this patch needs {dim}; extract with the encoder it names"

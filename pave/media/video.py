@@ -84,6 +84,7 @@ def read_frames(
     """
     timeline = _read_timeline(path)
     numbers = choose(timeline.seconds, timeline.fps)
+
     frames = np.empty(0, np.uint8)
     for number, picture in _decode(path, timeline, np.unique(numbers)):
         prepared = prepare(picture)

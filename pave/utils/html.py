@@ -133,6 +133,7 @@ def log_ticks(low: float, high: float) -> list[float]:
     """Ticks of a log axis: powers of ten, or 1, 2, 5 times them where these are few."""
     first_power, last_power = math.floor(math.log10(low)), math.ceil(math.log10(high))
     powers = range(first_power, max(last_power, first_power + 1) + 1)
+
     if len(powers) > 3:
         step = math.ceil(len(powers) / 7)
         return [float(f"1e{p}") for p in range(powers[0], powers[-1] + step, step)]

@@ -8,7 +8,7 @@ import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 from pave.types import UserError
 from pave.utils.registry import nearest
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from omegaconf.errors import OmegaConfBaseException
 
 T = TypeVar("T")
-Table = dict[str, Any]
 
 
 class Renames(NamedTuple):
@@ -34,10 +33,10 @@ class Layer(NamedTuple):
 
     origin: str
     """File or override, for messages."""
-    values: Any
+    values: object
 
 
-def read_yaml(path: Path, interpolate: bool) -> Any:
+def read_yaml(path: Path, interpolate: bool) -> object:
     """Read a YAML file. Without `interpolate`, `${...}` is text: the file is data, perhaps a stranger's.
 
     Raises UserError for broken YAML or a broken interpolation.
@@ -54,23 +53,29 @@ def read_yaml(path: Path, interpolate: bool) -> Any:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
 
 
-def keep_as_text(value: Any) -> Any:
-    """Escape `${...}` in all texts, which OmegaConf would else replace, e.g. by an environment variable."""
+def keep_as_text(value: object) -> object:
+    """Escape `${...}` in all texts of a tree, which OmegaConf would else replace, e.g. by an environment variable."""
     if isinstance(value, dict):
         return {key: keep_as_text(entry) for key, entry in value.items()}
     if isinstance(value, list):
         return [keep_as_text(entry) for entry in value]
     if isinstance(value, str):
-        return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+        return escape(value)
     return value
 
 
-def rename_old_settings(values: Any, renames: Renames) -> Any:
+def escape(text: str) -> str:
+    """Escape `${...}` in one text, with the backslashes before it."""
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
+
+
+def rename_old_settings(values: object, renames: Renames) -> object:
     """Put the settings of an older version under their present names and values."""
     if not isinstance(values, dict):
         return values
 
     renamed = _rename_section(values, "", renames)
+    assert isinstance(renamed, dict)
     for section in renames.keys:
         table = values.get(section)
         if section == "sides" and isinstance(table, dict):
@@ -80,10 +85,10 @@ def rename_old_settings(values: Any, renames: Renames) -> Any:
     return renamed
 
 
-def _rename_section(table: Any, section: str, renames: Renames) -> Any:
+def _rename_section(table: object, section: str, renames: Renames) -> object:
     if not isinstance(table, dict):
         return table
-    renamed: Table = {}
+    renamed: dict[str, object] = {}
     for old_key, value in table.items():
         key = renames.keys[section].get(old_key, old_key)
         renamed[key] = renames.values.get(key, {}).get(value, value) if isinstance(value, str) else value
@@ -101,7 +106,7 @@ def parse_overrides(overrides: Sequence[str], literal: bool = False) -> list[Lay
         if "=" not in override:
             raise UserError(f"'{override}': expected key=value, for example train.learning_rate=1e-4")
         try:
-            values = OmegaConf.from_dotlist([keep_as_text(override) if literal else override])
+            values = OmegaConf.from_dotlist([escape(override) if literal else override])
         except (YAMLError, OmegaConfBaseException) as error:
             raise UserError(f"'{override}': not a value: {' '.join(str(error).split())}") from error
         layers.append(Layer(override, OmegaConf.to_container(values)))
@@ -136,7 +141,7 @@ def merge(schema: type[T], layers: Sequence[Layer], renames: Renames | None = No
     return settings
 
 
-def check_minima(prefix: str, values: Mapping[str, Any], minima: Mapping[str, float]) -> None:
+def check_minima(prefix: str, values: Mapping[str, float | None], minima: Mapping[str, float]) -> None:
     """Raises UserError for a number that is too small or not finite; None passes."""
     for name, minimum in minima.items():
         value = values[name]
@@ -171,7 +176,7 @@ def _explain_value(error: OmegaConfBaseException, renames: Renames | None) -> st
     return f"'{error.full_key}': {text}"
 
 
-def _choices(hint: Any) -> Iterator[str]:
+def _choices(hint: object) -> Iterator[str]:
     """The values of a Literal, also of an optional one."""
     for kind in (hint, *typing.get_args(hint)):
         if typing.get_origin(kind) is Literal:

@@ -21,6 +21,7 @@ def remove_video_tag(texts: Sequence[str], question: str) -> list[str]:
     marks = [mark for text in texts for mark in VIDEO_MARK.findall(text)]
     if not marks:
         return list(texts)
+
     if len(marks) > 1 or marks[0] not in TAGS:
         name = " ".join(question.split())[:60]
         raise UserError(

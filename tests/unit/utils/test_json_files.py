@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pave.checkpoints import build
+from pave.config import BaseConfig
+from pave.evaluation import run_folder
 from pave.types import UserError
 from pave.utils.json_files import read_json, read_json_value, read_jsonl
 
@@ -71,3 +76,17 @@ def test_only_an_unfinished_last_line_may_be_left_out(tmp_path: Path) -> None:
         read_jsonl(file, "records", text_of)
     file.write_text('{"text": "a"}\n{"text": "b"}')
     assert read_jsonl(file, "records", text_of, allow_partial_last_line=True) == ["a", "b"]
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}"])
+def test_readers_of_config_metrics_and_manifests_name_the_file(tmp_path: Path, content: str) -> None:
+    for name in ("config.json", run_folder.METRICS):
+        (tmp_path / name).write_text(content)
+    readers: dict[str, Callable[[], object]] = {
+        "config.json": lambda: build.load_base(BaseConfig("qwen2_5_vl", str(tmp_path))),
+        run_folder.METRICS: lambda: run_folder.read_metrics(tmp_path),
+    }
+    for name, read in readers.items():
+        with pytest.raises(UserError, match=re.escape(name)) as error:
+            read()
+        assert "\n" not in str(error.value)
