@@ -158,11 +158,11 @@ def measure_bases(
 @torch.no_grad()
 def load_visual_part(name: str, frames: int, size: tuple[int, int], dtype: DType) -> VisualPart:
     """Load the shapes of a base at true size, make frames of noise uint8[frames,*size,3] and count the work."""
-    known = BASES[name]
+    large_base = BASES[name]
     with TemporaryDirectory() as folder:
-        if known.config is not None:
-            (Path(folder) / "config.json").write_text(json.dumps(known.config))
-        settings = BaseConfig(name, known.path or folder, frames=frames, newline=known.newline, dtype=dtype)
+        if large_base.config is not None:
+            (Path(folder) / "config.json").write_text(json.dumps(large_base.config))
+        settings = BaseConfig(name, large_base.path or folder, frames=frames, newline=large_base.newline, dtype=dtype)
         base = build.load_base(settings, weights=False).eval().to(DTYPES[dtype])
 
     noise = np.random.default_rng(0).integers(0, 256, (frames, *size, 3), np.uint8)

@@ -63,8 +63,8 @@ class VisionCounts(NamedTuple):
 def count_ops(weights: nn.Module) -> Iterator[OpCounts]:
     """Count what runs inside; the weights are no activations. Attention gives the right shapes, but no numbers."""
     counts = OpCounts()
-    known = WeakIdKeyDictionary({x.untyped_storage(): 0 for x in (*weights.parameters(), *weights.buffers())})
-    saved = WeakIdKeyDictionary(known)
+    storages = WeakIdKeyDictionary({x.untyped_storage(): 0 for x in (*weights.parameters(), *weights.buffers())})
+    saved = WeakIdKeyDictionary(storages)
 
     def save(x: Tensor) -> Tensor:
         storage = x.untyped_storage()
@@ -73,24 +73,24 @@ def count_ops(weights: nn.Module) -> Iterator[OpCounts]:
             counts.saved_bytes += storage.nbytes()
         return x
 
-    with _FusedAttention(counts), _Counter(counts, known), saved_tensors_hooks(save, lambda x: x):
+    with _FusedAttention(counts), _Counter(counts, storages), saved_tensors_hooks(save, lambda x: x):
         yield counts
 
 
 class _Counter(TorchDispatchMode):
     """Adds up the work of torch's operations, and the bytes of the tensors made here; views hold none."""
 
-    def __init__(self, counts: OpCounts, known: WeakIdKeyDictionary) -> None:
+    def __init__(self, counts: OpCounts, storages: WeakIdKeyDictionary) -> None:
         super().__init__()
         self.counts = counts
-        self.known = known
+        self.storages = storages
         self.current_bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         for x in tree_leaves((args, kwargs)):
             if isinstance(x, Tensor):
-                self.known.setdefault(x.untyped_storage(), 0)
+                self.storages.setdefault(x.untyped_storage(), 0)
 
         args, kwargs = _all_to_meta(args, kwargs)
         out = func(*args, **kwargs)
@@ -98,8 +98,8 @@ class _Counter(TorchDispatchMode):
             self.counts.flops += flop_registry[func.overloadpacket](*args, **kwargs, out_val=out)
 
         for x in tree_leaves(out):
-            if isinstance(x, Tensor) and (storage := x.untyped_storage()) not in self.known:
-                self.known[storage] = 0
+            if isinstance(x, Tensor) and (storage := x.untyped_storage()) not in self.storages:
+                self.storages[storage] = 0
                 self._add_bytes(storage.nbytes())
                 weakref.finalize(storage, self._add_bytes, -storage.nbytes())
         return out

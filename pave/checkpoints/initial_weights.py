@@ -130,25 +130,25 @@ def _remove_prefix(prefix: str, name: str) -> str | None:
 
 def _sizes(llava: Mapping[str, Any], clip: Mapping[str, Any], depth: int, max_frames: int) -> Sizes:
     """Sizes by both config.json; what they leave out is as in the published models."""
-    known, vision, text = Sizes(), clip.get("vision_config", {}), clip.get("text_config", {})
-    patch = vision.get("patch_size", known.patch)
+    defaults, vision, text = Sizes(), clip.get("vision_config", {}), clip.get("text_config", {})
+    patch = vision.get("patch_size", defaults.patch)
 
-    return known._replace(
-        width=vision.get("hidden_size", known.width),
-        inner=vision.get("intermediate_size", known.inner),
-        layers=vision.get("num_hidden_layers", known.layers),
-        heads=vision.get("num_attention_heads", known.heads),
+    return defaults._replace(
+        width=vision.get("hidden_size", defaults.width),
+        inner=vision.get("intermediate_size", defaults.inner),
+        layers=vision.get("num_hidden_layers", defaults.layers),
+        heads=vision.get("num_attention_heads", defaults.heads),
         patch=patch,
         edge=vision.get("image_size", 336) // patch,
         depth=depth,
         max_frames=max_frames,
-        vocabulary=text.get("vocab_size", known.vocabulary),
-        text_width=text.get("hidden_size", known.text_width),
-        text_inner=text.get("intermediate_size", known.text_inner),
-        text_layers=text.get("num_hidden_layers", known.text_layers),
-        text_heads=text.get("num_attention_heads", known.text_heads),
-        shared=clip.get("projection_dim", known.shared),
-        out=llava.get("text_config", {}).get("hidden_size", known.out),
+        vocabulary=text.get("vocab_size", defaults.vocabulary),
+        text_width=text.get("hidden_size", defaults.text_width),
+        text_inner=text.get("intermediate_size", defaults.text_inner),
+        text_layers=text.get("num_hidden_layers", defaults.text_layers),
+        text_heads=text.get("num_attention_heads", defaults.text_heads),
+        shared=clip.get("projection_dim", defaults.shared),
+        out=llava.get("text_config", {}).get("hidden_size", defaults.out),
     )
 
 

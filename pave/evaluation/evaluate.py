@@ -111,15 +111,15 @@ def main(model: PatchedModel, config: Config, out: Path, options: Options) -> st
     manifest = describe_run(model, config, split, questions, perturbed)
     run_folder.claim_run_folder(out / MANIFEST, {**manifest, "decoding": decoding._asdict()})
 
-    asked = score.limit_questions(questions.questions, options.limit)
-    groups = _unanswered_groups(model, questions, asked, out, options)
+    selected = score.limit_questions(questions.questions, options.limit)
+    groups = _unanswered_groups(model, questions, selected, out, options)
     _answer(model, VideoGroups(questions, groups), decoding, options, out)
 
     records = run_folder.gather(out)
-    num_missing = sum(question.qid not in records for question in asked)
+    num_missing = sum(question.qid not in records for question in selected)
     if num_missing and not options.allow_missing:
         return (
-            f"{sum(map(len, groups))} questions answered here; {num_missing} of {len(asked)} are still missing. "
+            f"{sum(map(len, groups))} questions answered here; {num_missing} of {len(selected)} are still missing. "
             "The last process merges and scores, or the same command again"
         )
 
@@ -156,11 +156,11 @@ def load_questions(
 
 
 def _unanswered_groups(
-    model: PatchedModel, questions: QuestionDataset, asked: Sequence[Question], out: Path, options: Options
+    model: PatchedModel, questions: QuestionDataset, selected: Sequence[Question], out: Path, options: Options
 ) -> list[list[int]]:
     """Indices of the questions that this process has to answer, by video."""
     videos: dict[tuple[str, ...], list[int]] = {}
-    for i, question in enumerate(asked):
+    for i, question in enumerate(selected):
         if options.allow_missing and not _has_files(questions, question):
             continue
         # A base that encodes a video for each question can share nothing between questions.
@@ -172,7 +172,7 @@ def _unanswered_groups(
     answered = {qid for qid, record in run_folder.gather(out).items() if "text" in record}
     groups = []
     for video in list(videos.values())[index::count]:
-        unanswered = [i for i in video if asked[i].qid not in answered]
+        unanswered = [i for i in video if selected[i].qid not in answered]
         if unanswered:
             groups.append(unanswered)
     return groups

@@ -138,16 +138,16 @@ def main(predictions: Path, task: str, split: str, root: Path, options: Options)
     if not plugin.needs_judge:
         raise UserError(f"{task} is scored by rules, without a judge: `pave score`")
     questions = plugin.load(split, root)
-    asked = score.limit_questions(questions, options.limit)
-    file = run_folder.merge(predictions, asked) if predictions.is_dir() else predictions
-    answers = score.read_answers(file, questions, asked, options.allow_missing).by_qid
+    selected = score.limit_questions(questions, options.limit)
+    file = run_folder.merge(predictions, selected) if predictions.is_dir() else predictions
+    answers = score.read_answers(file, questions, selected, options.allow_missing).by_qid
 
     kinds = sorted({case.kind for case in plugin.judge_cases(questions)})
     prompts = {kind: JUDGE_PROMPTS[kind] for kind in kinds}
     if options.words:
         prompts = judge_prompts.read_scripts(options.words, kinds)
     builder = RequestBuilder(prompts, questions, answers)
-    requests = [request for case in plugin.judge_cases(asked) if (request := builder.build(case))]
+    requests = [request for case in plugin.judge_cases(selected) if (request := builder.build(case))]
 
     stop = threading.Event()
     opened = _open_judge(options, stop)

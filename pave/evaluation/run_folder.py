@@ -78,6 +78,7 @@ def claim_run_folder(path: Path, manifest: Mapping[str, object]) -> None:
 
     # Read back even if just written: of two processes that start together, one has written it.
     before = rename_old_settings(read_json(path, EXPECTED), RENAMED)
+    assert isinstance(before, dict)
     if before.get("pave") in SAME_ANSWERS:
         before["pave"] = manifest["pave"]
     changes = changed_entries(before, manifest)

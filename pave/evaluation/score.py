@@ -38,12 +38,12 @@ def score(
     """
     plugin = get_task(task)
     questions = plugin.load(split, root)
-    asked = limit_questions(questions, limit)
+    selected = limit_questions(questions, limit)
     if predictions.is_dir():
-        predictions = run_folder.merge(predictions, asked)
+        predictions = run_folder.merge(predictions, selected)
 
-    answers = read_answers(predictions, questions, asked, allow_missing)
-    texts = [answers.by_qid[q.qid].text for q in asked if q.qid in answers.by_qid]
+    answers = read_answers(predictions, questions, selected, allow_missing)
+    texts = [answers.by_qid[q.qid].text for q in selected if q.qid in answers.by_qid]
     manifest_file = predictions.with_name(MANIFEST)
     # Predictions from elsewhere have no manifest.
     manifest = read_json(manifest_file, EXPECTED) if manifest_file.is_file() else {}
@@ -56,21 +56,21 @@ def score(
         "limit": limit,
         "coverage": {
             "questions": len(questions),
-            "asked": len(asked),
+            "asked": len(selected),
             "answered": len(texts),
             "missing": len(answers.missing),
             "empty": sum(not text.strip() for text in texts),
         },
-        "unreadable": len(asked) - len(texts) - len(answers.missing),
-        "metrics": plugin.score([(q, answers.by_qid.get(q.qid)) for q in asked]),
-        "chance": plugin.chance(asked),
+        "unreadable": len(selected) - len(texts) - len(answers.missing),
+        "metrics": plugin.score([(q, answers.by_qid.get(q.qid)) for q in selected]),
+        "chance": plugin.chance(selected),
     }
     if plugin.needs_judge:
-        cases = plugin.judge_cases(asked)
+        cases = plugin.judge_cases(selected)
         result["judge"] = judge_summary.summary(predictions, cases, questions, answers.by_qid)
 
     write_text(predictions.with_name(METRICS), json.dumps(result, indent=1))
-    lines = [_sample_line(plugin, question, answers.by_qid.get(question.qid)) for question in asked]
+    lines = [_sample_line(plugin, question, answers.by_qid.get(question.qid)) for question in selected]
     write_text(predictions.with_name(SAMPLES), "".join(lines))
     return result
 
@@ -91,14 +91,14 @@ def _sample_line(task: Task, question: Question, answer: Prediction | None) -> s
 
 
 def read_answers(
-    predictions: Path, questions: Sequence[Question], asked: Sequence[Question], allow_missing: bool = False
+    predictions: Path, questions: Sequence[Question], selected: Sequence[Question], allow_missing: bool = False
 ) -> Answers:
     """Read the answers of a file to the questions of a split, of which some are asked. Raises UserError as `score`."""
     records = run_folder.read_predictions(predictions, {q.qid for q in questions})
-    missing = [q.qid for q in asked if q.qid not in records]
+    missing = [q.qid for q in selected if q.qid not in records]
     if missing and not allow_missing:
         raise UserError(
-            f"{predictions}: {len(missing)} of {len(asked)} questions have no answer, as '{missing[0]}'; "
+            f"{predictions}: {len(missing)} of {len(selected)} questions have no answer, as '{missing[0]}'; "
             "`pave eval` into the same folder goes on, --allow-missing counts them as wrong"
         )
 

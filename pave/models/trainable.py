@@ -124,10 +124,10 @@ def _add_distillation_head(base: Base, name: str) -> None:
 
 def _check_settings(config: Config, parts: list[str | None]) -> None:
     """Raises UserError for a part that is not among those of the base, or settings that exclude it."""
-    base, known = config.base, list(dict.fromkeys(part for part in parts if part))
+    base, names = config.base, list(dict.fromkeys(part for part in parts if part))
     for part in base.trainable:
-        if part not in known:
-            raise UserError(f"base.trainable: no part '{part}'; {nearest(part, known)}")
+        if part not in names:
+            raise UserError(f"base.trainable: no part '{part}'; {nearest(part, names)}")
 
     if config.distill_from and not base.trainable:
         raise UserError("distill_from: no part of the base trains; set base.trainable=[tower,projector]")

@@ -101,9 +101,9 @@ def mvbench_letter(text: str) -> str:
     words = words.strip().lower()
 
     # Quirk: the article `a` is the letter A.
-    alone = re.search(r"\b[A-E]\b", words, re.IGNORECASE)
-    if alone:
-        return alone[0].upper()
+    letter = re.search(r"\b[A-E]\b", words, re.IGNORECASE)
+    if letter:
+        return letter[0].upper()
     return words.upper() if words in tuple("fgh") else ""
 
 
