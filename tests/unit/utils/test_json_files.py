@@ -79,11 +79,11 @@ def test_only_an_unfinished_last_line_may_be_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}"])
-def test_readers_of_config_metrics_and_manifests_name_the_file(tmp_path: Path, content: str) -> None:
+def test_a_damaged_config_or_metrics_file_is_named(tmp_path: Path, content: str) -> None:
     for name in ("config.json", run_folder.METRICS):
         (tmp_path / name).write_text(content)
     readers: dict[str, Callable[[], object]] = {
-        "config.json": lambda: build.load_base(BaseConfig("qwen2_5_vl", str(tmp_path))),
+        "config.json": lambda: build.load_base(BaseConfig("qwen2_5_vl", str(tmp_path), newline="no_token")),
         run_folder.METRICS: lambda: run_folder.read_metrics(tmp_path),
     }
     for name, read in readers.items():
