@@ -20,6 +20,6 @@ if ! { [ -f "$STAMP" ] && cmp -s "$STAMP" pyproject.toml; }; then
   cp pyproject.toml "$STAMP"
 fi
 status=0
-.venv/bin/python -m pytest -n "$JOBS" "$@" || status=$?
+.venv/bin/python -m pytest -n "$JOBS" --durations=30 "$@" || status=$?
 "$MORE/bin/python" -m pytest -n "$JOBS" --all tests/unit/inference tests/end_to_end/test_server_*.py tests/end_to_end/test_distributed.py -k "server or web_page or zero" || status=$?
 exit "$status"

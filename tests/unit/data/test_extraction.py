@@ -162,11 +162,6 @@ def test_a_killed_run_is_resumed(tmp_path: Path) -> None:
     check_killed(tmp_path, clips=12, files_per_run=4)
 
 
-@pytest.mark.slow
-def test_a_thousand_clips_killed_every_few_seconds(tmp_path: Path) -> None:
-    check_killed(tmp_path, clips=1000, files_per_run=120)
-
-
 def check_killed(folder: Path, clips: int, files_per_run: int) -> None:
     """SIGKILL after so many new files, until it is done: byte for byte the result of an undisturbed run."""
     for i in range(clips):
