@@ -1,4 +1,4 @@
-"""The tutorial as a stranger follows it: the files and commands of the page, in order, from an empty folder."""
+"""The tutorial works: its files and commands run in order, from an empty folder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SMALL = {
     "train": ["train.max_steps=2", "train.per_device_train_batch_size=2", "train.report_to=none"],
     "eval": ["--workers", "0", "--max-new-tokens", "3"],
 }
-"""What makes a command quick; the rest of it stays as on the page."""
+"""Arguments that make a command quick, by command; its others stay as on the page."""
 
 
 def write_files(folder: Path) -> None:
@@ -43,7 +43,7 @@ def test_every_command_of_the_page_runs(
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))  # of processes that read files
-    said = []
+    outputs = []
     for command, *words in map(shlex.split, SCRIPT.splitlines()):
         if command == "pave":
             assert main.main([*words, *SMALL.get(words[0], [])]) == 0, words
@@ -52,43 +52,45 @@ def test_every_command_of_the_page_runs(
             runpy.run_path(words[0], run_name="__main__")
         else:
             assert command in ("mkdir", "export"), command
-        said.append((words[0], capsys.readouterr().out))
-    assert next(line for name, line in said if name == "doctor").endswith("\n0 problems\n")
+        outputs.append((words[0], capsys.readouterr().out))
+    assert next(output for name, output in outputs if name == "doctor").endswith("\n0 problems\n")
     assert json.loads((tmp_path / "eval/patched/metrics.json").read_text())["metrics"]["n"] == 15
     for file in ("run/final/patch.safetensors", "eval/report.png", "explain/index.html"):
         assert (tmp_path / file).is_file(), file
-    hears_when_it_sounds(tmp_path)
+    check_loudest_step(tmp_path)
 
 
-def hears_when_it_sounds(folder: Path) -> None:
-    """The loudest step of every clip is one in which its sound plays."""
-    from mine import spectrum
+def check_loudest_step(folder: Path) -> None:
+    """The sound of every clip plays in its loudest step."""
+    from mylab import spectrum
 
     for record in read_scenes(folder / "data/scenes_train.jsonl"):
         file = folder / f"data/features/spectrum/{Path(record.video).stem}.safetensors"
         x, seconds = spectrum.SideChannel().load(file)
         assert x.shape[1:] == (1, 32)
         assert seconds is not None
-        loudest = seconds[x[: len(seconds)].sum((1, 2)).argmax()]
-        assert record.scene.heard_at < loudest < record.scene.heard_at + SOUND_SECONDS
+        loudest_at = seconds[x[: len(seconds)].sum((1, 2)).argmax()]
+        assert record.scene.heard_at < loudest_at < record.scene.heard_at + SOUND_SECONDS
 
 
 @pytest.mark.slow
-def test_the_page_keeps_its_promise(tmp_path: Path) -> None:
-    """Everything at full size, in a shell: the scores that the page claims, and none without the side-channel."""
+def test_the_scores_of_the_page_are_reached(tmp_path: Path) -> None:
+    """At full size, in a shell: the scores are those of the page, and near chance without the side-channel."""
     write_files(tmp_path)
-    here = f'set -euo pipefail\npython() {{ "{sys.executable}" "$@"; }}\npave() {{ python -m pave.cli.main "$@"; }}\n'
-    script = here + SCRIPT.replace("PYTHONPATH=.", f'PYTHONPATH=".:{ROOT}"')
+    preamble = (
+        f'set -euo pipefail\npython() {{ "{sys.executable}" "$@"; }}\npave() {{ python -m pave.cli.main "$@"; }}\n'
+    )
+    script = preamble + SCRIPT.replace("PYTHONPATH=.", f'PYTHONPATH=".:{ROOT}"')
     subprocess.run(["bash", "-c", script], check=True, cwd=tmp_path)
     base, patched, shuffled = (
         json.loads((tmp_path / f"eval/{name}/metrics.json").read_text())["metrics"]
         for name in ("base", "patched", "shuffled")
     )
     # Chance on 200 questions of a kind: four standard deviations are .094 at 1/8 and .142 at 1/2.
-    for deaf in (base, shuffled):
-        assert abs(deaf["which_sound"] - 1 / 8) < 0.1, deaf
-        assert abs(deaf["who_jumped"] - 1 / 2) < 0.15, deaf
-    claimed = re.search(r"\| audio questions \|.*\| \*\*(\.\d+)\*\* \|", PAGE)
-    assert claimed
-    assert patched["audio"] > float(claimed[1]) - 0.1, patched
+    for control in (base, shuffled):
+        assert abs(control["which_sound"] - 1 / 8) < 0.1, control
+        assert abs(control["who_jumped"] - 1 / 2) < 0.15, control
+    reported = re.search(r"\| audio questions \|.*\| \*\*(\.\d+)\*\* \|", PAGE)
+    assert reported
+    assert patched["audio"] > float(reported[1]) - 0.1, patched
     assert patched["visual"] >= 0.95, patched
