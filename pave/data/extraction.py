@@ -59,7 +59,7 @@ class Source(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What is said of items, by name."""
+    """Messages about items, by the name of the item."""
 
     failures: dict[str, str]
     notes: dict[str, str]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +21,19 @@ Rename = Callable[[str], str | None]
 
 FILES = ("model.safetensors", "pytorch_model.bin")
 EXPECTED = "a file of a published checkpoint; download it again"
+
+
+def after_prefix(prefixes: Sequence[str], unused: str = r"(?!)") -> Rename:
+    """Rename tensors to what follows one of the prefixes; those whose new name matches `unused` are left out."""
+
+    def rename(name: str) -> str | None:
+        for prefix in prefixes:
+            if name.startswith(prefix):
+                new_name = name.removeprefix(prefix)
+                return None if re.search(unused, new_name) else new_name
+        return None
+
+    return rename
 
 
 def select(path: Path, rename: Rename) -> dict[str, Tensor]:

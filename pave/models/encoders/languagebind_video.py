@@ -110,7 +110,7 @@ def load(path: Path) -> Tower:
     Sizes come from the weights; heads and activation from config.json where it has them, else they are the published.
     Raises UserError: unreadable, another model, heads unknown, tensors missing, unexpected or misshapen.
     """
-    state = _state_dict.select(path, _tower_name)
+    state = _state_dict.select(path, _state_dict.after_prefix(PREFIXES, r"^embeddings\.position_ids$"))
     wrong = [name for name, dims in SHAPES.items() if name not in state or state[name].ndim != dims]
     if wrong:
         raise UserError(
@@ -135,11 +135,3 @@ def load(path: Path) -> Tower:
     with torch.device("meta"):
         tower = Tower(width, inner, depth, heads, patch, math.isqrt(positions - 1), frames, activation, eps)
     return _state_dict.fill(tower, path, "a LanguageBind video tower", state)
-
-
-def _tower_name(name: str) -> str | None:
-    for prefix in PREFIXES:
-        if name.startswith(prefix):
-            tower_name = name.removeprefix(prefix)
-            return None if tower_name == "embeddings.position_ids" else tower_name
-    return None

@@ -170,12 +170,8 @@ def load_position(path: Path) -> PositionMlp:
 
     Only these six tensors are read. Raises UserError: one of them is missing or misshapen.
     """
-    state = _state_dict.select(path, _position_name)
+    state = _state_dict.select(path, _state_dict.after_prefix([PREFIX]))
     width = state[WIDTH_TENSOR].shape[0] if WIDTH_TENSOR in state and state[WIDTH_TENSOR].ndim else 1
     with torch.device("meta"):
         position = PositionMlp(width)
     return _state_dict.fill(position, path, "LLaVA-3D's position embedding", state)
-
-
-def _position_name(name: str) -> str | None:
-    return name.removeprefix(PREFIX) if name.startswith(PREFIX) else None

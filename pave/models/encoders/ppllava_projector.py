@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ from pave.types import UserError
 
 VISION_PREFIX, PROJECTOR_PREFIX = "vision_tower.vision_model.", "multi_modal_projector."
 """Of the names of the image tower and of the projector, which holds the text tower, in the published files."""
+UNUSED = r"position_ids$"
 BRANCH_PREFIX = "btadapter_T_layers."
 FIRST_LAYER = "encoder.layers.0"
 HEAD_DIM = 64
@@ -131,8 +131,8 @@ def load(path: Path, text_heads: int | None = None) -> tuple[VisionTower, Projec
     Sizes come from the weights, heads from config.json where it has them, else from CLIP's 64 channels a head.
     Raises UserError: unreadable, another model, tensors missing, unexpected or misshapen.
     """
-    vision_state = _state_dict.select(path, partial(_without_prefix, VISION_PREFIX))
-    projector_state = _state_dict.select(path, partial(_without_prefix, PROJECTOR_PREFIX))
+    vision_state = _state_dict.select(path, _state_dict.after_prefix([VISION_PREFIX], UNUSED))
+    projector_state = _state_dict.select(path, _state_dict.after_prefix([PROJECTOR_PREFIX], UNUSED))
     settings = _state_dict.config(path).get("vision_config", {})
     sizes = _sizes(path, vision_state, projector_state, settings)
     if text_heads:
@@ -188,7 +188,3 @@ def _unused_prefixes(sizes: Sizes) -> tuple[str, ...]:
     if sizes.depth:
         prefixes += [f"btadapter_S_layers.{sizes.depth - 1}.", f"{BRANCH_PREFIX}{sizes.depth - 1}."]
     return tuple(prefixes)
-
-
-def _without_prefix(prefix: str, name: str) -> str | None:
-    return name.removeprefix(prefix) if name.startswith(prefix) and not name.endswith("position_ids") else None

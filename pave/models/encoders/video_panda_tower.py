@@ -230,7 +230,7 @@ def load(path: Path) -> Tower:
 
     Raises UserError: unreadable, another model, tensors missing, unexpected or misshapen.
     """
-    state = _state_dict.select(path, _tower_name)
+    state = _state_dict.select(path, _state_dict.after_prefix(PREFIXES, r"^lmhra2\."))
     class_embedding = state.get("class_embedding")
     if class_embedding is None or class_embedding.ndim != 1 or len(class_embedding) % HEADS:
         raise UserError(
@@ -239,11 +239,3 @@ def load(path: Path) -> Tower:
     with torch.device("meta"):
         tower = Tower(len(class_embedding))
     return _state_dict.fill(tower, path, "a Video-Panda tower", state)
-
-
-def _tower_name(name: str) -> str | None:
-    for prefix in PREFIXES:
-        if name.startswith(prefix):
-            tower_name = name.removeprefix(prefix)
-            return None if tower_name.startswith("lmhra2.") else tower_name
-    return None
