@@ -29,7 +29,7 @@ class BaseConfig:
     """The frozen video language model."""
 
     name: str = "llava_onevision"
-    """Plugin in pave/bases."""
+    """Plugin in pave/models/bases."""
     path: str = "lmms-lab/llava-onevision-qwen2-0.5b-ov"
     """Folder or hub name; `asset:NAME` is a folder that ships with pave."""
     frames: int = 32
@@ -198,7 +198,7 @@ class Config:
     patch_lr: float | None = None
     """Learning rate of the patches; None takes the one of LoRA, train.learning_rate."""
     distill_from: str = ""
-    """LanguageBind video tower that the learning parts of the base come to see like; for Video-Panda's first stages."""
+    """LanguageBind video tower whose features trained parts of the base learn; for Video-Panda's first stages."""
     dpo_beta: float = 0.0
     """Above 0: learns which of two answers is better, by direct preference optimisation, instead of the answer."""
     train: dict[str, Any] = field(default_factory=dict)
