@@ -42,26 +42,19 @@ class StoredTower(nn.Module):
         return SimpleNamespace(hidden_states=[self.features[: len(pixels)]])
 
 
+def skeleton(width: int, vocabulary: int, vision: dict[str, int], text_heads: int) -> Any:
+    """A model with one layer in each tower, of these sizes."""
+    layers = {"intermediate_size": 8, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": text_heads, "num_key_value_heads": text_heads}
+    text = {"hidden_size": width, "vocab_size": vocabulary, "tie_word_embeddings": True, **layers, **heads}
+    return _llava_onevision_layouts.build_model(text, {**vision, **layers})
+
+
 def fake_model(case: dict[str, Any], data: dict[str, Tensor]) -> PatchedModel:
     """The 40-wide fake model of the stored cases: embeddings, projector, newline and one patch."""
-    text = {
-        "hidden_size": 40,
-        "intermediate_size": 8,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "vocab_size": 48,
-        "tie_word_embeddings": True,
-    }
-    vision = {
-        "hidden_size": 28,
-        "intermediate_size": 8,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 4,
-        "image_size": 70,
-        "patch_size": 14,
-    }
-    hf = _llava_onevision_layouts.build_model(text, vision)
+    hf = skeleton(
+        40, 48, {"hidden_size": 28, "num_attention_heads": 4, "image_size": 70, "patch_size": 14}, text_heads=2
+    )
     for name, parameter in (
         ("embed_tokens.weight", hf.model.language_model.embed_tokens.weight),
         ("mm_projector.0.weight", hf.model.multi_modal_projector.linear_1.weight),
@@ -181,23 +174,7 @@ def test_newlines(side: int) -> None:
 
 def stub(side: int, pool: Any, newline_mode: Any, newline: Tensor) -> LlavaOnevision:
     """A base of which only pooling and newlines are used."""
-    text = {
-        "hidden_size": 6,
-        "intermediate_size": 8,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 1,
-        "num_key_value_heads": 1,
-        "vocab_size": 8,
-        "tie_word_embeddings": True,
-    }
-    vision = {
-        "hidden_size": 6,
-        "intermediate_size": 8,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 1,
-        "image_size": side,
-        "patch_size": 1,
-    }
-    base = LlavaOnevision(_llava_onevision_layouts.build_model(text, vision), None, newline_mode, pool)
+    hf = skeleton(6, 8, {"hidden_size": 6, "num_attention_heads": 1, "image_size": side, "patch_size": 1}, text_heads=1)
+    base = LlavaOnevision(hf, None, newline_mode, pool)
     base.hf.model.image_newline.data.copy_(newline)
     return base
