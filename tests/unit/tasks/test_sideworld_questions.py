@@ -162,7 +162,7 @@ def test_load(world: Path) -> None:
 
 
 def test_load_errors(world: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no split 'tset'; did you mean 'test'"):
+    with pytest.raises(UserError, match="no split named 'tset'; did you mean 'test'"):
         sideworld.Task().load("tset", world)
     with pytest.raises(UserError, match=r"scenes_test\.jsonl: not found"):
         sideworld.Task().load("test", tmp_path)
