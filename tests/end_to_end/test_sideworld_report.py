@@ -36,7 +36,7 @@ def test_a_row_for_each_channel_and_for_two_together(tmp_path: Path) -> None:
         folder = tmp_path / name
         folder.mkdir()
         result = {
-            "split": "test",
+            **{"task": "sideworld", "split": "test", "coverage": {}},
             "metrics": sideworld.Task().score(pairs),
             "chance": sideworld.Task().chance(questions),
         }
