@@ -54,13 +54,10 @@ pave demo --ckpt {folder} --video clip.mp4 --ask "What is heard?"{flags}
 ```
 
 ```python
-from pathlib import Path
-
 from pave import Pave
-from pave.inference.demo import answer
 
-pave = Pave.from_pretrained("{name}"{overrides})
-print(answer(pave.model, pave.config, Path("clip.mp4"), "What is heard?", {features}))
+patched = Pave.from_pretrained("{name}"{overrides})
+print(patched.ask("clip.mp4", "What is heard?", {features}))
 ```
 
 The command wants a local folder. The adapter files alone are a plain peft folder for the base.
@@ -132,7 +129,7 @@ def card(model: PatchedModel, config: Config, name: str, license: str = "", resu
 
     # Files that a user gives for this model, and what else the commands need.
     flags = "".join(f" --features {patch}={patch}.safetensors" for patch in sides)
-    features = ", ".join(f'"{patch}": Path("{patch}.safetensors")' for patch in sides)
+    features = ", ".join(f'"{patch}": "{patch}.safetensors"' for patch in sides)
     arguments = "" if is_public else ', ["base.path=FOLDER"]'
     if patch_folder.foreign_plugins(config):
         flags += " --trust-plugins"
