@@ -1,15 +1,18 @@
-"""A folder of version 0.1 (tests/fixtures/sideworld_audio): old setting names are read from it, nowhere else."""
+"""Folders that version 0.1 wrote: a checkpoint, and a run with its clips and features; old names are read there."""
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from helpers.paths import ROOT
+from helpers.paths import FIXTURES, ROOT
 
 from pave import config as configs
 from pave.checkpoints import build, patch_folder
+from pave.cli import main
 from pave.types import UserError
 
 FOLDER = ROOT / "tests/fixtures/sideworld_audio"
@@ -64,3 +67,17 @@ def test_an_old_name_from_the_user_is_answered_with_the_present_one(override: st
     file.write_text(value)
     with pytest.raises(UserError, match=OLD_SETTINGS[override]):
         configs.load(file)
+
+
+def test_a_run_of_version_0_1_goes_on(tmp_path: Path) -> None:
+    """Clips, features, two answers, manifest and scores as version 0.1 wrote them; the other three questions follow."""
+    shutil.copytree(FIXTURES / "version_0_1", tmp_path, dirs_exist_ok=True)
+    run, data = tmp_path / "run", tmp_path / "data"
+    first_answers = (run / "predictions.jsonl").read_text()
+
+    words = ["eval", "--ckpt", str(FOLDER), "--out", str(run), "--workers", "0", "--device", "cpu"]
+    assert main.main([*words, f"data.root={data}"]) == 0
+    assert (run / "predictions.jsonl").read_text().startswith(first_answers)
+    assert json.loads((run / "metrics.json").read_text())["coverage"]["answered"] == 5
+    assert json.loads((run / "manifest.json").read_text())["pave"] == "0.1.0"
+    assert main.main(["doctor", str(data / "features/audio"), "--videos", str(data / "videos")]) == 0

@@ -233,18 +233,6 @@ def test_another_model_or_prompt_is_not_mixed(
             tensor[0] -= 1e-3
 
 
-def test_a_run_of_version_0_1_goes_on(finished: Path, ready: Ready, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    shutil.copytree(finished, out)
-    file = out / run_folder.MANIFEST
-    manifest = json.loads(file.read_text())
-    old_names = {"frame_sampling": "choice", "trainable": "learn", "init_from": "init"}
-    base = {old_names.get(key, key): value for key, value in manifest["base"].items()} | {"choice": "even"}
-    file.write_text(json.dumps({**manifest, "pave": "0.1.0", "base": base}))
-    assert "coverage: 20 of 20" in evaluate.main(*ready, out, OPTIONS)
-    assert results(out) == results(finished)
-
-
 def test_limit_is_marked_and_the_rest_is_asked_later(
     ready: Ready, finished: Path, tmp_path: Path, tiny_setup: TinySetup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
