@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from random import Random
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -32,6 +33,9 @@ class QuestionDataset(Dataset[Sample]):
 
     `with_answers` makes samples to learn from. With `check_files` a missing file raises UserError at once.
     """
+
+    draws_random_parts: ClassVar[bool] = True
+    """Whether side-channels may leave out a random part in training."""
 
     def __init__(
         self, config: Config, base: Base, split: str, with_answers: bool, seed: int = 0, check_files: bool = True
@@ -170,7 +174,7 @@ class QuestionDataset(Dataset[Sample]):
             return None
 
         read: Callable[[Path], SideTokens] = side.load
-        if self.with_answers:
+        if self.with_answers and self.draws_random_parts:
             # A side-channel may read a random part in training; a resumed run must draw the same.
             read = partial(side.load_random, rng=Random(f"{self.seed} {self.epoch} {index}"))
         tokens = read_side_tokens(read, file, self.config.sides[name].side_dim)

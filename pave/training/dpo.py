@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,8 +20,7 @@ from pave.data import collate as batches
 from pave.data.collate import Sample, to_device
 from pave.data.dataset import QuestionDataset
 from pave.models.patched_model import PatchedModel
-from pave.sides.base import SideChannel
-from pave.types import IGNORE_INDEX, SideTokens, UserError
+from pave.types import IGNORE_INDEX, UserError
 from pave.utils import distributed
 from pave.utils.atomic import write_text
 from pave.utils.json_files import read_json
@@ -42,6 +41,7 @@ class PreferencePair(NamedTuple):
 class PreferenceDataset(QuestionDataset):
     """Questions of a task that have a rejected answer too."""
 
+    draws_random_parts = False  # the reference was computed from the same side tokens
     reference_logps: Mapping[str, Sequence[float]] = {}
     """Log-probabilities of the chosen and the rejected answer by the model before training, by question id."""
 
@@ -59,10 +59,6 @@ class PreferenceDataset(QuestionDataset):
         chosen, rejected = self.make_samples(index, [self.task.target(question), question.rejected])
         reference = self.reference_logps.get(question.qid, (math.nan, math.nan))
         return PreferencePair(chosen, rejected, torch.tensor(reference))
-
-    def _reader(self, side: SideChannel, index: int) -> Callable[[Path], SideTokens]:
-        # Never at random, as in other training: the reference was computed from the same side tokens.
-        return side.load
 
 
 def collate(pairs: Sequence[PreferencePair], pad_id: int, side_dims: Mapping[str, int] | None = None) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from helpers.training_runs import check_same_weights
 from pave.checkpoints import build
 from pave.config import Config
 from pave.models.patched_model import PatchedModel
+from pave.sides import audio
 from pave.tasks import sideworld
 from pave.training import dpo, recipe, train
 from pave.types import IGNORE_INDEX, UserError
@@ -43,6 +44,13 @@ def pairs(tiny_setup: TinySetup, tmp_path: Path) -> Config:
     return dataclasses.replace(
         config, dpo_beta=BETA, data=dataclasses.replace(config.data, task="preference", root=str(root))
     )
+
+
+def test_side_channels_are_read_whole(pairs: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference is computed before training, so no part of a side-channel may be drawn at random."""
+    dataset = dpo.PreferenceDataset(pairs, build.create(pairs).base, "train", with_answers=True)
+    monkeypatch.setattr(audio.SideChannel, "load_random", None)
+    assert dataset[0].chosen.sides["audio"] is not None
 
 
 def test_margins_are_those_of_the_formula() -> None:
