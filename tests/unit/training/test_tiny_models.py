@@ -236,18 +236,6 @@ def test_a_carried_patch_of_another_shape_is_refused(carried: CarriedPatch, tmp_
 
 
 @pytest.mark.slow
-def test_another_base_learns_to_see_and_what_sounds_are(tmp_path: Path) -> None:
-    """Video-LLaVA, twice as long as in the documents: the picture and captions tell it, else it must guess."""
-    schedule = other_bases.SCHEDULES["video_llava"]._replace(vision_steps=800)
-    scores = other_bases.pretrain("video_llava", tmp_path / "base", schedule)
-    assert min(scores["bigger_color"], scores["captioned bigger_color"], scores["captioned which_sound"]) >= 0.95
-    assert scores["shape_of_color"] >= 0.8
-    # 50 questions: chance is 1/8, four standard deviations .19.
-    assert scores["which_sound"] < 0.32
-    assert get_base("video_llava").load(str(tmp_path / "base")).num_visual_tokens(16) == 80
-
-
-@pytest.mark.slow
 def test_the_script_goes_through_every_experiment(tmp_path: Path) -> None:
     """On a base with random weights, three steps: which files it writes."""
     torch.manual_seed(0)
