@@ -261,4 +261,4 @@ def test_the_python_of_the_document_runs(
     text = (ROOT / "doc/guides/several_sides.md").read_text()
     (snippet,) = re.findall(r"```python\n(.*?)```", text, re.S)
     exec(snippet, {})
-    assert patch_folder.read_config(Path("runs/mine")) == patch_folder.read_config(Path("runs/both"))
+    assert patch_folder.read_config(Path("runs/my_patch")) == patch_folder.read_config(Path("runs/both"))
