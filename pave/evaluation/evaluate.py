@@ -109,7 +109,10 @@ def main(model: PatchedModel, config: Config, out: Path, options: Options) -> st
     decoding = generation.greedy_decoding(model, options.max_new_tokens)
 
     manifest = describe_run(model, config, split, questions, perturbed)
-    run_folder.claim_run_folder(out / MANIFEST, {**manifest, "decoding": decoding._asdict()})
+    # Version 0.1 rounded some rotary positions otherwise, so only runs of patches without them go on.
+    has_rope = any(side.rope for side in config.sides.values())
+    same_versions = () if has_rope else ("0.1.0",)
+    run_folder.claim_run_folder(out / MANIFEST, {**manifest, "decoding": decoding._asdict()}, same_versions)
 
     selected = score.limit_questions(questions.questions, options.limit)
     groups = _unanswered_groups(model, questions, selected, out, options)

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 PREDICTIONS, METRICS, MANIFEST, PARTS = "predictions.jsonl", "metrics.json", "manifest.json", "parts"
 EXPECTED = "a folder that `pave eval` wrote"
-SAME_ANSWERS = ("0.1.0",)
-"""Older versions whose runs go on: nothing that decides an answer has changed since."""
 Record = dict[str, str]
 """One line: `qid`, and `text` or the `error` that kept the question from being read."""
 
@@ -66,10 +64,11 @@ class Change(NamedTuple):
     after: object
 
 
-def claim_run_folder(path: Path, manifest: Mapping[str, object]) -> None:
+def claim_run_folder(path: Path, manifest: Mapping[str, object], same_versions: Collection[str] = ()) -> None:
     """Write the manifest, or check that the folder was written under an equal one: a folder holds one run.
 
-    Raises UserError naming what differs, and for answers without a manifest.
+    `same_versions` are older versions of pave that give the same answers, whose runs go on. Raises UserError naming
+    what differs, and for answers without a manifest.
     """
     if not path.exists():
         if (path.parent / PARTS).is_dir():
@@ -79,7 +78,7 @@ def claim_run_folder(path: Path, manifest: Mapping[str, object]) -> None:
     # Read back even if just written: of two processes that start together, one has written it.
     before = rename_old_settings(read_json(path, EXPECTED), RENAMED)
     assert isinstance(before, dict)
-    if before.get("pave") in SAME_ANSWERS:
+    if before.get("pave") in same_versions:
         before["pave"] = manifest["pave"]
     changes = changed_entries(before, manifest)
     if changes:

@@ -13,7 +13,10 @@ from helpers.paths import FIXTURES, ROOT
 from pave import config as configs
 from pave.checkpoints import build, patch_folder
 from pave.cli import main
+from pave.config import RENAMED
+from pave.evaluation.run_folder import claim_run_folder
 from pave.types import UserError
+from pave.utils.settings import rename_old_settings
 
 FOLDER = ROOT / "tests/fixtures/sideworld_audio"
 OLD_SETTINGS = {
@@ -74,6 +77,12 @@ def test_a_run_of_version_0_1_goes_on(tmp_path: Path) -> None:
     shutil.copytree(FIXTURES / "version_0_1", tmp_path, dirs_exist_ok=True)
     run, data = tmp_path / "run", tmp_path / "data"
     first_answers = (run / "predictions.jsonl").read_text()
+
+    # With rope its rotary positions were others, so its answers may not be mixed with ours.
+    manifest = json.loads((run / "manifest.json").read_text())
+    claim_run_folder(run / "manifest.json", {**rename_old_settings(manifest, RENAMED), "pave": "0.2.0"}, ("0.1.0",))
+    with pytest.raises(UserError, match=r"answers of another run: pave was 0\.1\.0, is now 0\.2\.0"):
+        claim_run_folder(run / "manifest.json", {**rename_old_settings(manifest, RENAMED), "pave": "0.2.0"})
 
     words = ["eval", "--ckpt", str(FOLDER), "--out", str(run), "--workers", "0", "--device", "cpu"]
     assert main.main([*words, f"data.root={data}"]) == 0
